@@ -1,0 +1,1 @@
+"""Serve masked-diffusion omnimodal models (Dynin-Omni, MMaDA, LLaDA) on stock vLLM."""

@@ -1,0 +1,130 @@
+"""Configuration classes for `model_type` dynin_omni, mmada and llada.
+
+They read the keys the published `config.json` files carry (OLMo's spelling: `d_model`, `n_heads`,
+…), answer under the names vLLM and transformers ask for (`hidden_size`, …), and ignore the fields
+known to be stale (`vocab_size`, `embedding_size`, `tie_word_embeddings`, `use_cache`, `vid_merge`).
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from transformers import PretrainedConfig
+
+from vllm_dynin.tokens import NUM_CONTROL_TOKENS, Vocabulary
+
+# Fields that describe a transformer we do not build, with the one value we do build.
+_ONLY_SUPPORTED: dict[str, Any] = {
+    "alibi": False,
+    "attention_layer_norm": False,
+    "block_type": "llama",
+    "include_bias": False,
+    "include_qkv_bias": False,
+    "input_emb_norm": False,
+    "layer_norm_type": "rms",
+    "rope": True,
+    "scale_logits": False,
+    "weight_tying": False,
+}
+
+
+class LLaDAConfig(PretrainedConfig):
+    """A bidirectional LLaMA-style transformer with an untied head, as LLaDA-8B defines it.
+
+    Deliberately without `canvas_length`: with it vLLM treats the model as its own kind of diffusion
+    model and answers 400 to `temperature` and `seed` (see docs/engine.md).
+
+    Raises:
+        ValueError: the file describes a transformer this package does not implement.
+    """
+
+    model_type = "llada"
+    attribute_map: ClassVar[dict[str, str]] = {
+        "hidden_size": "d_model",
+        "num_attention_heads": "n_heads",
+        "num_key_value_heads": "n_kv_heads",
+        "num_hidden_layers": "n_layers",
+        "intermediate_size": "mlp_hidden_size",
+        "max_position_embeddings": "max_sequence_length",
+    }
+
+    def __init__(
+        self,
+        *,
+        d_model: int = 4096,
+        n_heads: int = 32,
+        n_kv_heads: int | None = None,
+        n_layers: int = 32,
+        mlp_hidden_size: int | None = 12288,
+        max_sequence_length: int = 4096,
+        rms_norm_eps: float = 1e-5,
+        rope_theta: float = 500_000.0,
+        vocab_size: int | None = None,
+        text_vocab_size: int | None = None,
+        image_codebook_size: int = 0,
+        speech_codebook_size: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        for name, supported in _ONLY_SUPPORTED.items():
+            value = kwargs.get(name, supported)
+            if value != supported:
+                raise ValueError(
+                    f"config.json has {name}={value!r}; only {name}={supported!r} is implemented, "
+                    "so this checkpoint cannot be served"
+                )
+        if kwargs.get("activation_type", "silu") not in ("silu", "swiglu"):
+            raise ValueError(
+                f"config.json has activation_type={kwargs['activation_type']!r}; only 'silu' "
+                "(a gated MLP with a separate gate matrix) is implemented"
+            )
+        self.d_model, self.n_heads, self.n_layers = d_model, n_heads, n_layers
+        self.n_kv_heads = n_heads if n_kv_heads is None else n_kv_heads
+        if mlp_hidden_size is None:  # the original falls back to mlp_ratio
+            mlp_hidden_size = int(kwargs.get("mlp_ratio", 4)) * d_model
+        self.mlp_hidden_size = mlp_hidden_size
+        self.max_sequence_length = max_sequence_length
+        self.rms_norm_eps, self.rope_theta = rms_norm_eps, rope_theta
+        self.image_codebook_size = image_codebook_size
+        self.speech_codebook_size = speech_codebook_size
+        default_text = Vocabulary().text.stop
+        self.text_vocab_size = default_text if text_vocab_size is None else text_vocab_size
+        super().__init__(**kwargs)
+        self.tie_word_embeddings = False  # not serialised by the original, reads back as True
+        # Padded to 128 rows as the published table is; the checkpoint's own row count wins at load.
+        self.vocab_size = vocab_size or -(-self.vocabulary.num_used // 128) * 128
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The id layout: `text_vocab_size` is `len(tokenizer)`, control tokens included."""
+        return Vocabulary(
+            num_text_pieces=self.text_vocab_size - NUM_CONTROL_TOKENS,
+            num_image_codes=self.image_codebook_size,
+            num_speech_units=self.speech_codebook_size,
+        )
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.d_model // self.n_heads
+
+
+class MMadaConfig(LLaDAConfig):
+    """LLaDA plus 8,192 image codes (`Gen-Verse/MMaDA-8B-*`)."""
+
+    model_type = "mmada"
+
+    def __init__(self, *, codebook_size: int = 8_192, **kwargs: Any) -> None:
+        kwargs.setdefault("image_codebook_size", codebook_size)
+        super().__init__(codebook_size=codebook_size, **kwargs)
+
+
+class DyninOmniConfig(MMadaConfig):
+    """MMaDA plus 4,096 speech units (`snu-aidas/Dynin-Omni`)."""
+
+    model_type = "dynin_omni"
+
+    def __init__(self, *, speech_codebook_size: int = 4_096, **kwargs: Any) -> None:
+        super().__init__(speech_codebook_size=speech_codebook_size, **kwargs)
+
+
+CONFIG_CLASSES: tuple[type[LLaDAConfig], ...] = (LLaDAConfig, MMadaConfig, DyninOmniConfig)

@@ -1,0 +1,1 @@
+"""Command line and HTTP routes: the only place that knows OpenAI shapes."""

@@ -1,0 +1,1 @@
+"""Fused operations of the sampler, each beside its plain PyTorch reference."""

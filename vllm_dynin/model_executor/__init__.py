@@ -1,0 +1,1 @@
+"""The vLLM side: model class, model state, scheduler and engine sampler."""

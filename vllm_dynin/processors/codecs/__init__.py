@@ -1,0 +1,1 @@
+"""Discrete tokenizers of one medium each: encode and decode side by side."""

@@ -1,0 +1,1 @@
+"""The same transformer and decoding in plain PyTorch, without vLLM: the oracle."""
