@@ -1,4 +1,4 @@
-"""Metadata lives in pyproject.toml; this file is where the optional CUDA extension will be declared."""
+"""Metadata is in pyproject.toml; this file is where the optional CUDA extension is declared."""
 
 from setuptools import setup
 

@@ -1,4 +1,4 @@
-"""The shared vocabulary: one table of token ids for text, control tokens, image codes and speech units.
+"""The shared vocabulary: one table of ids for text, control tokens, image codes, speech units.
 
 Dynin-Omni keeps every modality in one embedding table. From row 0 upwards it holds the pieces of
 the byte-level BPE, then 269 control tokens, then the image codes, then the speech units, then rows
