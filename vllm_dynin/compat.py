@@ -1,0 +1,76 @@
+"""Every patch of vLLM, and every branch on its version. Nothing else touches what is not public.
+
+Supported: vLLM 0.32 (tested, CPU wheel) and 0.33. Each entry says when it can go.
+"""
+
+from __future__ import annotations
+
+from functools import wraps
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from packaging.version import Version
+
+if TYPE_CHECKING:
+    from vllm.v1.engine import EngineCoreRequest
+
+OLDEST, BEYOND = Version("0.32"), Version("0.34")
+
+
+def check_vllm_version() -> None:
+    """Refuse a vLLM this package was not checked with.
+
+    Raises:
+        RuntimeError: the installed version is outside the supported range.
+    """
+    found = Version(version("vllm"))
+    if not OLDEST <= Version(found.base_version) < BEYOND:
+        raise RuntimeError(
+            f"vllm {found} is installed; vllm-dynin works with >={OLDEST},<{BEYOND}, because it "
+            "uses internals of the V2 model runner; install a vllm in that range"
+        )
+
+
+def prepare_cpu() -> None:
+    """Make vLLM's V2 runner start, and its attention not crash, on a CPU.
+
+    * `TRITON_INTERPRET`: the runner's bookkeeping kernels are Triton; without a compiler for CPUs
+      they run in Triton's interpreter. Read when workers import the kernels, which is later.
+      Remove when the CPU platform of vLLM brings kernels of its own for the V2 runner.
+    * AMX: vLLM's CPU attention dies with SIGILL in a process that has not asked the kernel for
+      the tile state. Remove when vLLM asks for it (0.32 does not).
+    """
+    import os
+
+    import torch
+
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+    if torch.cpu._is_amx_tile_supported():
+        torch._C._cpu._init_amx()
+
+
+def hook_admission() -> None:
+    """Check our requests in the frontend, where a refusal is a 4xx and costs nobody else anything.
+
+    vLLM has no hook that sees a request's prompt and parameters together at admission, so
+    `InputProcessor.process_inputs` is wrapped. Remove when there is one.
+    """
+    from vllm.v1.engine.input_processor import InputProcessor
+
+    original = InputProcessor.process_inputs
+    if getattr(original, "_dynin", False):
+        return
+
+    @wraps(original)
+    def process_inputs(self: InputProcessor, *args: Any, **kwargs: Any) -> EngineCoreRequest:
+        request = original(self, *args, **kwargs)
+        from vllm_dynin.config import LLaDAConfig
+
+        if isinstance(self.vllm_config.model_config.hf_config, LLaDAConfig):
+            from vllm_dynin.model_executor.admission import admit_request
+
+            admit_request(request, self.vllm_config)
+        return request
+
+    process_inputs._dynin = True  # type: ignore[attr-defined]
+    InputProcessor.process_inputs = process_inputs  # type: ignore[method-assign]

@@ -1,0 +1,286 @@
+"""What a request asks for, checked before anything is spent on it.
+
+`admit` runs in the frontend and refuses with a 4xx; `plan_request` turns an admitted request into
+the plan that scheduler and workers follow. Both read the same options through one function, so a
+request that was admitted can be planned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from vllm_dynin.canvas import (
+    Canvas,
+    Decoder,
+    GuidanceForm,
+    Parity,
+    Region,
+    Stream,
+    Task,
+    Unconditional,
+)
+from vllm_dynin.model_executor import plan_transport
+from vllm_dynin.model_executor.row_layout import RowLayout
+from vllm_dynin.sampling.block import BlockOptions
+from vllm_dynin.sampling.decoder import Plan
+from vllm_dynin.sampling.params import DEFAULT_BLOCK_LENGTH, DEFAULT_MAX_TOKENS, DenoiseParams
+from vllm_dynin.tokens import Vocabulary
+
+if TYPE_CHECKING:
+    from vllm import SamplingParams
+    from vllm.config import VllmConfig
+    from vllm.v1.engine import EngineCoreRequest
+
+# Options of vLLM that masked diffusion cannot honour → the value that asks for nothing, and why.
+_UNSUPPORTED: dict[str, tuple[Any, str]] = {
+    "structured_outputs": (None, "a grammar needs tokens in reading order"),
+    "presence_penalty": (0.0, "tokens are decided in parallel"),
+    "frequency_penalty": (0.0, "tokens are decided in parallel"),
+    "repetition_penalty": (1.0, "tokens are decided in parallel"),
+    "logit_bias": (None, "the columns of a task are fixed"),
+    "bad_words": (None, "tokens are decided in parallel"),
+    "allowed_token_ids": (None, "the columns of a task are fixed"),
+    "min_tokens": (0, "the canvas has a fixed length; use dynin_stop_at_eos=false"),
+    "min_p": (0.0, "proposals are drawn from all columns"),
+    "top_p": (1.0, "proposals are drawn from all columns; lower the temperature instead"),
+    "top_k": (0, "proposals are drawn from all columns; lower the temperature instead"),
+    "prompt_logprobs": (None, "the prompt is not predicted"),
+    "prompt_logprob_token_ids": (None, "the prompt is not predicted"),
+    "logprob_token_ids": (None, "use logprobs"),
+    "thinking_token_budget": (None, "the canvas has a fixed length"),
+    "repetition_detection": (None, "tokens are decided in parallel"),
+    "trace_decode_token_ids": (None, "tokens are decided in parallel"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Sizes of the running engine that bound a request.
+
+    Args:
+        max_rows: rows of one request in a step, both streams.
+        max_positions: positions the model was trained for, per stream.
+        max_slots: widest canvas served.
+        max_model_len: vLLM's limit, from which it fills in a missing `max_tokens`.
+        num_rows: rows of the token table.
+        block_size: rows of one KV block.
+    """
+
+    max_rows: int
+    max_positions: int
+    max_slots: int
+    max_model_len: int
+    num_rows: int
+    block_size: int
+
+    @classmethod
+    def of(cls, vllm_config: VllmConfig) -> Limits:
+        """Read the sizes out of vLLM's configuration."""
+        model, scheduler = vllm_config.model_config, vllm_config.scheduler_config
+        assert vllm_config.diffusion_config is not None
+        block_size = vllm_config.cache_config.block_size
+        kv_rows = ((vllm_config.cache_config.num_gpu_blocks or 1 << 30) - 1) * block_size
+        return cls(
+            max_rows=min(model.max_model_len, scheduler.max_num_batched_tokens, kv_rows),
+            max_positions=model.hf_config.max_sequence_length,
+            max_slots=vllm_config.diffusion_config.canvas_length,
+            max_model_len=model.max_model_len,
+            num_rows=model.hf_config.vocab_size,
+            block_size=block_size,
+        )
+
+
+def admit_request(request: EngineCoreRequest, vllm_config: VllmConfig) -> None:
+    """Check a request the frontend is about to hand to the engine core.
+
+    Raises:
+        VLLMValidationError: see `admit`; vLLM's HTTP server answers 400.
+    """
+    from vllm.exceptions import VLLMValidationError
+
+    if request.sampling_params is None or request.prompt_token_ids is None:
+        raise VLLMValidationError("this model generates from token ids; pooling is not supported")
+    try:
+        if request.resumable:
+            raise ValueError("streaming input is not supported; send the whole prompt at once")
+        admit(
+            request.prompt_token_ids,
+            request.sampling_params,
+            vllm_config.model_config.hf_config.vocabulary,
+            Limits.of(vllm_config),
+        )
+    except ValueError as error:
+        raise VLLMValidationError(str(error)) from error
+
+
+def admit(
+    prompt_ids: Sequence[int], params: SamplingParams, vocabulary: Vocabulary, limits: Limits
+) -> None:
+    """Check a request and put its defaults into `params`, in place.
+
+    Args:
+        prompt_ids: the prompt as the client gave it.
+        params: the request's own copy of its sampling parameters; `max_tokens` is set.
+        vocabulary: ids of the checkpoint.
+        limits: sizes of the engine.
+
+    Raises:
+        ValueError: an option cannot be honoured or the request does not fit.
+    """
+    if plan_transport.KEY in (params.extra_args or {}):
+        raise ValueError(f"extra argument {plan_transport.KEY} is internal; remove it")
+    options = DenoiseParams.parse(params.extra_args)
+    _refuse_unsupported(params)
+    _check_prompt(prompt_ids, limits)
+    if params.max_tokens == limits.max_model_len - len(prompt_ids):
+        # What vLLM fills in where the client states no length. An answer as long as the context
+        # is never meant, and its length changes the answer: every slot is visible as a mask.
+        params.max_tokens = _default_length(len(prompt_ids), bool(options.cfg_scale), limits)
+    _apply_stop_rule(params, options, vocabulary)
+    _check_size(plan_request(prompt_ids, params, vocabulary, limits.num_rows).canvas, limits)
+
+
+def plan_request(
+    prompt_ids: Sequence[int],
+    params: SamplingParams,
+    vocabulary: Vocabulary,
+    num_rows: int,
+    seed: int = 0,
+) -> Plan:
+    """Build the plan of a request.
+
+    Args:
+        prompt_ids: the prompt.
+        params: admitted sampling parameters.
+        vocabulary: ids of the checkpoint.
+        num_rows: rows of the token table.
+        seed: used where the client gave none.
+
+    Raises:
+        ValueError: the prompt holds ids it must not hold.
+    """
+    options = DenoiseParams.parse(params.extra_args)
+    assert params.max_tokens is not None
+    scale = options.cfg_scale or 0.0
+    canvas = _text_canvas(
+        tuple(prompt_ids),
+        params.max_tokens,
+        Parity(options.parity or "default"),
+        scale > 0,
+        vocabulary,
+        num_rows,
+    )
+    return Plan(
+        canvas=canvas,
+        guidance_scale=scale,
+        options=BlockOptions(
+            block_length=options.block_length or DEFAULT_BLOCK_LENGTH,
+            num_steps=options.steps or params.max_tokens,
+            temperature=params.temperature,
+            remasking=options.remasking or "low_confidence",
+            seed=seed if params.seed is None else params.seed,
+            num_logprobs=params.logprobs,
+        ),
+    )
+
+
+def _text_canvas(
+    head: tuple[int, ...],
+    num_slots: int,
+    parity: Parity,
+    is_guided: bool,
+    vocabulary: Vocabulary,
+    num_rows: int,
+) -> Canvas:
+    is_reference = parity is Parity.REFERENCE
+    unconditional = None
+    if is_guided:
+        unconditional = Unconditional(
+            stream=Stream.contiguous((vocabulary.mask,) * len(head)),
+            follows=(True,) * num_slots,
+            form=GuidanceForm.OFFSET,
+        )
+    return Canvas(
+        task=Task.TEXT_TO_TEXT,
+        parity=parity,
+        mask_id=vocabulary.mask,
+        conditional=Stream.contiguous(head),
+        slots=(vocabulary.mask,) * num_slots,
+        regions=(
+            Region(
+                start=0,
+                stop=num_slots,
+                decoder=Decoder.BLOCK,
+                columns=((0, num_rows if is_reference else vocabulary.text.stop),),
+                excluded=() if is_reference else (vocabulary.mask,),
+            ),
+        ),
+        unconditional=unconditional,
+    )
+
+
+def _default_length(num_prompt: int, is_guided: bool, limits: Limits) -> int:
+    """Slots of an answer whose length the client left open: the paper's, or what fits."""
+    rows = (limits.max_rows - limits.block_size) // 2 if is_guided else limits.max_rows
+    fits = min(rows, limits.max_positions) - num_prompt
+    return max(1, min(DEFAULT_MAX_TOKENS, limits.max_slots, fits))
+
+
+def _check_prompt(prompt_ids: Sequence[int], limits: Limits) -> None:
+    for place, token_id in enumerate(prompt_ids):
+        if not 0 <= token_id < limits.num_rows:
+            raise ValueError(
+                f"prompt_token_ids[{place}]={token_id} is not a token; "
+                f"use ids from 0 to {limits.num_rows - 1}"
+            )
+
+
+def _refuse_unsupported(params: SamplingParams) -> None:
+    for name, (neutral, reason) in _UNSUPPORTED.items():
+        value = getattr(params, name, neutral)
+        if value == neutral or not value or (name == "top_k" and value == -1):
+            continue
+        raise ValueError(f"{name}={value!r} cannot be honoured: {reason}; leave it out")
+
+
+def _apply_stop_rule(
+    params: SamplingParams, options: DenoiseParams, vocabulary: Vocabulary
+) -> None:
+    """Express `dynin_stop_at_eos` in vLLM's own stop fields."""
+    stop = options.stop_at_eos
+    if stop and params.ignore_eos:
+        raise ValueError(
+            "dynin_stop_at_eos=True contradicts ignore_eos=True; leave one of them out"
+        )
+    if stop is None:
+        stop = not params.ignore_eos and options.parity != "reference"
+    params.ignore_eos = not stop
+    params._eos_token_id = vocabulary.eos if stop else None
+    ends = (vocabulary.eos, vocabulary.eot)
+    params.stop_token_ids = [
+        token for token in params.stop_token_ids or () if token not in ends
+    ] + ([vocabulary.eot] if stop else [])
+
+
+def _check_size(canvas: Canvas, limits: Limits) -> None:
+    if canvas.num_slots > limits.max_slots:
+        raise ValueError(
+            f"max_tokens={canvas.num_slots} is more than the widest canvas served, "
+            f"{limits.max_slots}; ask for less, or start with --diffusion-config "
+            f"'{{\"canvas_length\": {canvas.num_slots}}}'"
+        )
+    rows = RowLayout.of(canvas, limits.block_size).num_rows
+    if rows > limits.max_rows:
+        guided = ", the second stream of guidance included" if canvas.unconditional else ""
+        raise ValueError(
+            f"the request needs {rows} rows in a step ({canvas.num_prompt_tokens} prompt tokens "
+            f"and max_tokens={canvas.num_slots}{guided}) but {limits.max_rows} fit; ask for less, "
+            "or start with larger --max-model-len and --max-num-batched-tokens"
+        )
+    if canvas.max_position >= limits.max_positions:
+        raise ValueError(
+            f"prompt and answer need {canvas.max_position + 1} positions but the model has "
+            f"{limits.max_positions}; shorten the prompt or lower max_tokens"
+        )

@@ -1,0 +1,135 @@
+"""The bidirectional transformer in vLLM layers.
+
+Shape suffixes: T rows of the step (all requests, one after another), D hidden size.
+Pre-norm LLaMA blocks, rotary positions, no biases, plain multi-head attention that is never causal:
+what a row attends to is decided by the attention metadata (model_state.py), not here.
+
+Source: `LLaDALlamaBlock` and `LLaDAModel` of the original; reference/backbone.py is the same in
+plain PyTorch.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from vllm.config import VllmConfig
+from vllm.model_executor.layers.activation import SiluAndMul
+from vllm.model_executor.layers.attention import Attention
+from vllm.model_executor.layers.layernorm import RMSNorm
+from vllm.model_executor.layers.linear import (
+    MergedColumnParallelLinear,
+    QKVParallelLinear,
+    RowParallelLinear,
+)
+from vllm.model_executor.layers.rotary_embedding import get_rope
+from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
+
+from vllm_dynin.config import LLaDAConfig
+
+
+class BidirectionalAttention(nn.Module):
+    """Multi-head self-attention over the paged KV cache."""
+
+    def __init__(self, config: LLaDAConfig, vllm_config: VllmConfig, prefix: str) -> None:
+        super().__init__()
+        head_dim, quant = config.head_dim, vllm_config.quant_config
+        self.qkv_proj = QKVParallelLinear(
+            config.d_model,
+            head_dim,
+            config.n_heads,
+            config.n_kv_heads,
+            bias=False,
+            quant_config=quant,
+            prefix=f"{prefix}.qkv_proj",
+        )
+        self.attn_out = RowParallelLinear(
+            config.n_heads * head_dim,
+            config.d_model,
+            bias=False,
+            quant_config=quant,
+            prefix=f"{prefix}.attn_out",
+        )
+        self.rope = get_rope(
+            head_dim,
+            max_position=config.max_sequence_length,
+            rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+            is_neox_style=True,
+            dtype=torch.float32,  # the original rotates in float32 (`rope_full_precision`)
+        )
+        # NOTE: the counts of this rank; with the global ones tensor-parallel ranks corrupt memory.
+        num_heads, num_kv_heads = self.qkv_proj.num_heads, self.qkv_proj.num_kv_heads
+        self.split_sizes = [num_heads * head_dim, num_kv_heads * head_dim, num_kv_heads * head_dim]
+        self.attn = Attention(
+            num_heads,
+            head_dim,
+            head_dim**-0.5,
+            num_kv_heads=num_kv_heads,
+            cache_config=vllm_config.cache_config,
+            quant_config=quant,
+            prefix=f"{prefix}.attn",
+        )
+
+    def forward(self, positions_T: Tensor, hidden_TD: Tensor) -> Tensor:
+        """Attend; hidden_TD is not modified."""
+        qkv, _ = self.qkv_proj(hidden_TD)
+        query, key, value = qkv.split(self.split_sizes, dim=-1)
+        query, key = self.rope(positions_T, query.float(), key.float())
+        attended = self.attn(query.to(value.dtype), key.to(value.dtype), value.contiguous())
+        return self.attn_out(attended)[0]
+
+
+class Block(nn.Module):
+    """One pre-norm transformer block."""
+
+    def __init__(self, config: LLaDAConfig, vllm_config: VllmConfig, prefix: str) -> None:
+        super().__init__()
+        quant = vllm_config.quant_config
+        self.attn_norm = RMSNorm(config.d_model, eps=config.rms_norm_eps)
+        self.attention = BidirectionalAttention(config, vllm_config, prefix)
+        self.ff_norm = RMSNorm(config.d_model, eps=config.rms_norm_eps)
+        self.gate_up_proj = MergedColumnParallelLinear(
+            config.d_model,
+            [config.mlp_hidden_size] * 2,
+            bias=False,
+            quant_config=quant,
+            prefix=f"{prefix}.gate_up_proj",
+        )
+        self.activation = SiluAndMul()
+        self.ff_out = RowParallelLinear(
+            config.mlp_hidden_size,
+            config.d_model,
+            bias=False,
+            quant_config=quant,
+            prefix=f"{prefix}.ff_out",
+        )
+
+    def forward(self, positions_T: Tensor, hidden_TD: Tensor) -> Tensor:
+        """Return the block's output, same shape."""
+        hidden_TD = hidden_TD + self.attention(positions_T, self.attn_norm(hidden_TD))
+        gated, _ = self.gate_up_proj(self.ff_norm(hidden_TD))
+        return hidden_TD + self.ff_out(self.activation(gated))[0]
+
+
+class BidirectionalTransformer(nn.Module):
+    """Token table, blocks and final norm: ids in, hidden states out."""
+
+    def __init__(self, config: LLaDAConfig, vllm_config: VllmConfig, prefix: str) -> None:
+        super().__init__()
+        self.wte = VocabParallelEmbedding(
+            config.vocab_size,
+            config.d_model,
+            quant_config=vllm_config.quant_config,
+            prefix=f"{prefix}.wte",
+        )
+        self.blocks = nn.ModuleList(
+            Block(config, vllm_config, f"{prefix}.blocks.{layer}")
+            for layer in range(config.n_layers)
+        )
+        self.ln_f = RMSNorm(config.d_model, eps=config.rms_norm_eps)
+
+    def forward(self, ids_T: Tensor, positions_T: Tensor) -> Tensor:
+        """Hidden states [T, D] in the model's dtype, final norm applied."""
+        hidden_TD = self.wte(ids_T)
+        for block in self.blocks:
+            hidden_TD = block(positions_T, hidden_TD)
+        return self.ln_f(hidden_TD)

@@ -1,0 +1,121 @@
+"""vLLM's sampler, replaced: one denoising step of every request in the batch.
+
+The algorithm is in `sampling/`; this translates between it and vLLM's `SamplerOutput`.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from vllm.v1.outputs import LogprobsTensors
+from vllm.v1.worker.gpu.sample.output import SamplerOutput
+
+from vllm_dynin.model_executor.step_logits import StepLogits
+from vllm_dynin.sampling.logprobs import RowLogprobs
+
+if TYPE_CHECKING:
+    from vllm.v1.worker.gpu.input_batch import InputBatch
+
+    from vllm_dynin.model_executor.model_state import MaskedDiffusionState
+
+
+class MaskedDiffusionSampler:
+    """Denoises, and gives out the slots that became final.
+
+    Args:
+        state: the canvases.
+        sampler: vLLM's sampler, for the parts of it the runner reaches into.
+    """
+
+    def __init__(self, state: MaskedDiffusionState, sampler: Any) -> None:
+        self._state = state
+        # The runner reads these attributes of its sampler.
+        self.sampling_states = sampler.sampling_states
+        self.req_states = sampler.req_states
+        self.penalties_state = SimpleNamespace(output_bin_counts=None)
+
+    def add_request(self, req_idx: int, sampling_params: Any) -> None:
+        """Keep vLLM's own bookkeeping of sampling parameters in step."""
+        self.sampling_states.add_request(req_idx, sampling_params)
+
+    def apply_staged_writes(self) -> None:
+        """Copy that bookkeeping to the device."""
+        self.sampling_states.apply_staged_writes()
+
+    def __call__(
+        self, logits: StepLogits | Tensor, input_batch: InputBatch, draft_logits: Any = None
+    ) -> SamplerOutput:
+        """Run one denoising step for every denoising request.
+
+        `num_rejected` is always the whole query: the device-side count of computed tokens stays 0,
+        so the next step computes every row again.
+        """
+        committed: dict[int, Tensor] = {}
+        logprobs: dict[int, RowLogprobs] = {}
+        if isinstance(logits, StepLogits):
+            for number, request in enumerate(self._state.denoising):
+                slot, decoder = request.slot, request.slot.decoder
+                decoder.step(request.wanted, partial(logits.rows, number))
+                first, stop = slot.num_emitted, decoder.num_committed
+                if stop > first:
+                    committed[request.row] = decoder.ids[first:stop]
+                    if (found := decoder.logprobs(first, stop)) is not None:
+                        logprobs[request.row] = found
+                    slot.num_emitted = stop
+        return self._output(input_batch, committed, logprobs)
+
+    def _output(
+        self,
+        batch: InputBatch,
+        committed: dict[int, Tensor],
+        logprobs: dict[int, RowLogprobs],
+    ) -> SamplerOutput:
+        device = self._state.device
+        counts = np.zeros((2, batch.num_reqs), dtype=np.int32)
+        width = max([len(ids) for ids in committed.values()], default=1)
+        sampled = torch.zeros(batch.num_reqs, width, dtype=torch.int32, device=device)
+        for row, ids in committed.items():
+            sampled[row, : len(ids)] = ids
+            counts[0, row] = len(ids)
+        counts[1] = np.diff(batch.query_start_loc_np[: batch.num_reqs + 1])
+        num_sampled, num_rejected = torch.from_numpy(counts).to(device, non_blocking=True)
+        return SamplerOutput(
+            sampled_token_ids=sampled,
+            logprobs_tensors=_joined_logprobs(batch.num_reqs, committed, logprobs),
+            num_nans=None,
+            num_sampled=num_sampled,
+            num_rejected=num_rejected,
+        )
+
+
+def _joined_logprobs(
+    num_reqs: int, committed: dict[int, Tensor], logprobs: dict[int, RowLogprobs]
+) -> LogprobsTensors | None:
+    """One row per committed token in batch order; tokens nobody asked about get zeros."""
+    if not logprobs:
+        return None
+    width = max(found.ids.shape[1] for found in logprobs.values())
+    ends, parts = [0], []
+    for row in range(num_reqs):
+        ids = committed.get(row)
+        count = 0 if ids is None else len(ids)
+        ends.append(ends[-1] + count)
+        if ids is not None:
+            part = RowLogprobs.empty(count, width - 1, ids.device)
+            found = logprobs.get(row)
+            if found is not None:
+                part.ids[:, : found.ids.shape[1]] = found.ids
+                part.logprobs[:, : found.ids.shape[1]] = found.logprobs
+                part.rank[:] = found.rank
+            parts.append(part)
+    return LogprobsTensors(
+        logprob_token_ids=torch.cat([part.ids for part in parts]),
+        logprobs=torch.cat([part.logprobs for part in parts]),
+        selected_token_ranks=torch.cat([part.rank for part in parts]),
+        cu_num_generated_tokens=ends,
+    )

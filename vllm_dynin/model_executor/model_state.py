@@ -1,0 +1,249 @@
+"""What the forward of each denoising step is given: ids, positions, attention, wanted rows.
+
+vLLM's V2 runner calls one `ModelState` per worker. Every denoising step recomputes all rows of a
+request (exact mode), so the state of a request is its canvas alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from vllm.config import VllmConfig
+from vllm.v1.worker.gpu.attn_utils import build_attn_metadata
+from vllm.v1.worker.gpu.model_states.interface import ModelState
+
+from vllm_dynin.model_executor.dynin_omni import DyninOmniForMaskedDiffusion
+from vllm_dynin.model_executor.plan_transport import received_plan
+from vllm_dynin.model_executor.row_layout import RowLayout, prompt_rows, row_positions
+from vllm_dynin.model_executor.step_logits import WantedRows
+from vllm_dynin.sampling.decoder import CanvasDecoder
+
+if TYPE_CHECKING:
+    from vllm.tasks import GenerationTask
+    from vllm.v1.core.sched.output import NewRequestData
+    from vllm.v1.worker.gpu.block_table import BlockTables
+    from vllm.v1.worker.gpu.input_batch import InputBatch
+
+
+class Slot:
+    """One running request on this worker.
+
+    Args:
+        decoder: progress through its canvas.
+        layout: its rows.
+        device: where the model runs.
+    """
+
+    def __init__(self, decoder: CanvasDecoder, layout: RowLayout, device: torch.device) -> None:
+        canvas = decoder.plan.canvas
+        self.decoder, self.layout = decoder, layout
+        self.num_emitted = decoder.num_committed
+        self.positions = torch.tensor(row_positions(canvas, layout), device=device)
+        self._ids = torch.tensor([*prompt_rows(canvas, layout), *canvas.slots], device=device)
+
+    def ids(self) -> Tensor:
+        """int64: ids of all rows as the canvas stands now."""
+        layout = self.layout
+        self._ids[layout.canvas :] = self.decoder.ids
+        if layout.unconditional_stop:
+            unconditional = self.decoder.unconditional_ids()
+            self._ids[layout.unconditional_canvas : layout.unconditional_stop] = unconditional
+        return self._ids
+
+    def wanted_rows(self, slots: Tensor, first_row: int) -> WantedRows:
+        """Rows of the step that hold `slots`, for a request whose rows start at `first_row`."""
+        plan = self.decoder.plan
+        rows = slots + (first_row + self.layout.canvas)
+        if plan.canvas.unconditional is None:
+            return WantedRows(rows=rows, columns=self.decoder.columns)
+        return WantedRows(
+            rows=rows,
+            columns=self.decoder.columns,
+            unconditional_rows=slots + (first_row + self.layout.unconditional_canvas),
+            guidance_scale=plan.guidance_scale,
+            form=plan.canvas.unconditional.form,
+        )
+
+
+@dataclass(frozen=True)
+class DenoisingRequest:
+    """A request of the batch that is past its prompt.
+
+    Args:
+        row: its place in the batch.
+        slot: its state.
+        first: first row of the step that is its own.
+        wanted: slots whose logits were asked for.
+    """
+
+    row: int
+    slot: Slot
+    first: int
+    wanted: Tensor
+
+
+class MaskedDiffusionState(ModelState):
+    """Canvases of the running requests and the inputs of each step."""
+
+    num_new_sampled_tokens_per_step = 0  # a step adds no token beyond what the sampler commits
+
+    model: DyninOmniForMaskedDiffusion
+
+    def __init__(
+        self, vllm_config: VllmConfig, model: nn.Module, encoder_cache: Any, device: torch.device
+    ) -> None:
+        super().__init__(vllm_config, model, encoder_cache, device)
+        self.slots: dict[int, Slot] = {}
+        self.denoising: list[DenoisingRequest] = []
+        """The denoising requests of the current step, in batch order; the sampler reads it."""
+        self._slot_of: dict[str, int] = {}
+        self._block_size = vllm_config.cache_config.block_size
+        self._table_unit = self._block_size
+
+    def get_supported_generation_tasks(self) -> tuple[GenerationTask, ...]:
+        """Text generation is the one task vLLM core routes here."""
+        return ("generate",)
+
+    def custom_sampler(self, sampler: Any) -> tuple[Any, Any]:
+        """Replace vLLM's sampler; there is no rejection sampling."""
+        from vllm_dynin.model_executor.engine_sampler import MaskedDiffusionSampler
+
+        return MaskedDiffusionSampler(self, sampler), None
+
+    def initialize_kv_cache(self, kv_cache_config: Any, block_tables: BlockTables) -> None:
+        """Note how many rows one entry of a block table stands for."""
+        self._table_unit = block_tables.block_sizes[0]
+
+    # --- requests come and go ---------------------------------------------------------------------
+
+    def add_request(self, req_index: int, new_req_data: NewRequestData) -> None:
+        """Take a new request, or one that resumes after preemption, into slot `req_index`."""
+        self.slots.pop(req_index, None)
+        self._slot_of[new_req_data.req_id] = req_index
+        plan = received_plan(new_req_data.sampling_params)
+        if plan is None:  # vLLM's own warm-up requests
+            return
+        assert new_req_data.prompt_token_ids is not None
+        assert new_req_data.prefill_token_ids is not None
+        committed = tuple(new_req_data.prefill_token_ids[len(new_req_data.prompt_token_ids) :])
+        decoder = CanvasDecoder(plan, self.device, committed)
+        layout = RowLayout.of(plan.canvas, self._block_size)
+        self.slots[req_index] = Slot(decoder, layout, self.device)
+
+    def remove_request(self, req_id: str) -> None:
+        """Forget a finished, aborted or preempted request."""
+        self.slots.pop(self._slot_of.pop(req_id, -1), None)
+
+    # --- inputs of a step -------------------------------------------------------------------------
+
+    def prepare_inputs_embeds(self, *args: Any) -> None:
+        """There are no embeddings from outside: every modality is token ids."""
+        return None
+
+    def prepare_dummy_inputs(self, num_reqs: int, num_tokens: int) -> dict[str, Any]:
+        """Nothing to override in vLLM's dummy inputs."""
+        return {}
+
+    def prepare_inputs(self, input_batch: InputBatch, req_states: Any) -> dict[str, Any]:
+        """Write ids and positions of the denoising requests into the runner's own buffers.
+
+        In place, because captured graphs read those buffers. The runner has computed KV slots from
+        row numbers before, so positions are free to be what the model was trained on.
+        """
+        self.denoising = list(self._denoising_requests(input_batch))
+        for request in self.denoising:
+            rows = slice(request.first, request.first + request.slot.layout.num_rows)
+            input_batch.input_ids[rows] = request.slot.ids()
+            input_batch.positions[rows] = request.slot.positions
+        self.model.wanted = [
+            request.slot.wanted_rows(request.wanted, request.first) for request in self.denoising
+        ]
+        return {}
+
+    def _denoising_requests(self, batch: InputBatch) -> Iterator[DenoisingRequest]:
+        if batch.num_draft_tokens_per_req is None:
+            return
+        for row in np.flatnonzero(batch.num_draft_tokens_per_req).tolist():
+            slot = self.slots.get(int(batch.idx_mapping_np[row]))
+            if slot is None:
+                continue
+            first, stop = batch.query_start_loc_np[row : row + 2].tolist()
+            assert stop - first == slot.layout.num_rows, "a denoising step was cut"
+            yield DenoisingRequest(row, slot, first, slot.decoder.wanted())
+
+    def prepare_attn(
+        self,
+        input_batch: InputBatch,
+        cudagraph_mode: Any,
+        block_tables: tuple[Tensor, ...],
+        slot_mappings: Tensor,
+        attn_groups: Any,
+        kv_cache_config: Any,
+        for_capture: bool = False,
+        ubatch_idx: int = 0,
+    ) -> dict[str, Any]:
+        """Attention metadata: each stream of a request is a sequence of its own, never causal."""
+        sequences = _Sequences()
+        bounds = input_batch.query_start_loc_np
+        has_drafts = input_batch.num_draft_tokens_per_req
+        for row in range(input_batch.num_reqs):
+            first, stop = int(bounds[row]), int(bounds[row + 1])
+            slot = self.slots.get(int(input_batch.idx_mapping_np[row]))
+            if slot is None or has_drafts is None or not has_drafts[row]:
+                sequences.add(row, stop, stop - first)
+                continue
+            layout = slot.layout
+            if layout.unconditional_stop:
+                sequences.add(row, first + layout.unconditional_stop, layout.unconditional_stop)
+            if layout.conditional_start > layout.unconditional_stop:
+                # padding: computed, because it is scheduled; never read
+                sequences.add(row, first + layout.conditional_start, layout.conditional_start)
+            length = layout.num_rows - layout.conditional_start
+            sequences.add(row, stop, length, layout.conditional_start // self._table_unit)
+        starts = torch.tensor(sequences.bounds, dtype=torch.int32)
+        lengths = torch.tensor(sequences.lengths, dtype=torch.int32)
+        return build_attn_metadata(
+            attn_groups=attn_groups,
+            num_reqs=len(sequences.lengths),
+            num_tokens=input_batch.num_tokens,
+            query_start_loc_gpu=starts.to(self.device, non_blocking=True),
+            query_start_loc_cpu=starts,
+            max_query_len=int(starts.diff().max()),
+            seq_lens=lengths.to(self.device, non_blocking=True),
+            max_seq_len=max(sequences.lengths),
+            block_tables=(sequences.block_table(block_tables[0]),),
+            slot_mappings=slot_mappings,
+            kv_cache_config=kv_cache_config,
+            seq_lens_cpu_upper_bound=lengths,
+            causal=False,
+        )
+
+
+class _Sequences:
+    """Query ranges, lengths and block tables of the sequences the attention backend sees."""
+
+    def __init__(self) -> None:
+        self.bounds, self.lengths = [0], list[int]()
+        self._rows, self._shifts = list[int](), list[int]()
+
+    def add(self, row: int, stop: int, length: int, shift: int = 0) -> None:
+        """Append the sequence of queries up to `stop`, whose KV starts at block `shift`."""
+        self.bounds.append(stop)
+        self.lengths.append(length)
+        self._rows.append(row)
+        self._shifts.append(shift)
+
+    def block_table(self, table: Tensor) -> Tensor:
+        """int32 [sequences, blocks]: each sequence's blocks, from its first on."""
+        rows = torch.tensor(self._rows, device=table.device)
+        if not any(self._shifts):
+            return table if self._rows == list(range(len(table))) else table[rows]
+        columns = torch.arange(table.shape[1], device=table.device)
+        shifts = torch.tensor(self._shifts, device=table.device)
+        columns = (columns + shifts[:, None]).clamp(max=table.shape[1] - 1)
+        return table[rows[:, None], columns]

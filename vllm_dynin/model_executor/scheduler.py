@@ -1,0 +1,90 @@
+"""What each engine step computes: vLLM's scheduler with denoising steps that are never cut.
+
+A request past its prompt is given its whole sequence as the query of a step: its count of computed
+tokens goes back to 0, and as many placeholders as its canvas has undecided slots stand for draft
+tokens. The real ids live on the device (model_state.py). The canvas shrinks as tokens are
+committed; vLLM appends, streams and checks stop conditions as for any model.
+"""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any
+
+from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.request import Request
+
+from vllm_dynin.model_executor.admission import plan_request
+from vllm_dynin.model_executor.plan_transport import attach_plan
+from vllm_dynin.model_executor.row_layout import RowLayout, prompt_rows
+
+
+class MaskedDiffusionScheduler(Scheduler):
+    """Continuous batching of denoising steps."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # A prompt pass samples nothing. Core derives this from `is_diffusion`, which we keep off.
+        self.num_sampled_tokens_per_step = 0
+        self._config = self.vllm_config.model_config.hf_config
+        self._num_slots: dict[str, int] = {}
+        self._last_step: dict[str, int] = {}
+
+    def add_request(self, request: Request) -> None:
+        """Plan a new request and put the rows in front of its canvas in the place of its prompt.
+
+        Only the engine core sees those rows: the frontend keeps the client's prompt, so usage
+        counts the conditional prompt alone.
+        """
+        assert request.prompt_token_ids is not None and request.sampling_params is not None
+        plan = plan_request(
+            request.prompt_token_ids,
+            request.sampling_params,
+            self._config.vocabulary,
+            self._config.vocab_size,
+            seed=secrets.randbits(63),
+        )
+        attach_plan(request.sampling_params, plan)
+        rows = prompt_rows(plan.canvas, RowLayout.of(plan.canvas, self.block_size))
+        request.prompt_token_ids = rows
+        request._all_token_ids[:] = rows
+        request.num_prompt_tokens = len(rows)
+        self._num_slots[request.request_id] = plan.canvas.num_slots
+        super().add_request(request)
+
+    def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
+        """Decide the next step: whole denoising steps within the budget, longest-waiting first."""
+        for request in self.running:
+            if request.num_computed_tokens >= request.num_prompt_tokens:  # its prompt is through
+                self._last_step.setdefault(request.request_id, -1)
+        denoising = [request for request in self.running if request.request_id in self._last_step]
+        budget = self.max_num_scheduled_tokens
+        for request in sorted(denoising, key=lambda request: self._last_step[request.request_id]):
+            undecided = self._num_slots[request.request_id] - request.num_output_tokens
+            num_rows = request.num_tokens + undecided
+            if num_rows > budget:
+                # The base class would cut it to what is left. `current_step + 2` skips this step
+                # alone, because `schedule` advances the count before it looks.
+                request.next_decode_eligible_step = self.current_step + 2
+                continue
+            budget -= num_rows
+            request.num_computed_tokens = 0
+            request.spec_token_ids = [0] * undecided
+            self._last_step[request.request_id] = self.current_step
+        return super().schedule(throttle_prefills)
+
+    def make_spec_decoding_stats(self, *args: Any, **kwargs: Any) -> None:
+        """Undecided slots are no rejected drafts: report no acceptance rate."""
+        return None
+
+    def _preempt_request(self, request: Request, *args: Any, **kwargs: Any) -> None:
+        """A preempted request starts over with a prompt pass."""
+        self._last_step.pop(request.request_id, None)
+        super()._preempt_request(request, *args, **kwargs)
+
+    def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
+        """Forget a finished request."""
+        self._last_step.pop(request.request_id, None)
+        self._num_slots.pop(request.request_id, None)
+        return super()._free_request(request, *args, **kwargs)

@@ -1,0 +1,110 @@
+"""Logits of one engine step, computed for the wanted rows only and in bounded memory."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from vllm_dynin.canvas import GuidanceForm
+from vllm_dynin.model_executor.head import RestrictedHead
+from vllm_dynin.sampling.columns import Columns
+from vllm_dynin.sampling.guidance import guide
+
+
+@dataclass(frozen=True, kw_only=True)
+class WantedRows:
+    """The rows of a step whose logits one request needs.
+
+    Args:
+        rows: int64 [R], rows of the step's hidden states, conditional stream.
+        columns: allowed ids.
+        unconditional_rows: int64 [R], the same slots in the second stream; None without guidance.
+        guidance_scale: s.
+        form: how the streams are combined.
+    """
+
+    rows: Tensor
+    columns: Columns
+    unconditional_rows: Tensor | None = None
+    guidance_scale: float = 0.0
+    form: GuidanceForm = GuidanceForm.OFFSET
+
+    @property
+    def all_rows(self) -> Tensor:
+        """Rows of both streams, conditional first."""
+        if self.unconditional_rows is None:
+            return self.rows
+        return torch.cat([self.rows, self.unconditional_rows])
+
+
+class StepLogits:
+    """Guided logits, read per request.
+
+    Requests that share their columns are multiplied by the head in one product while it stays
+    within `max_elements`; what does not fit is multiplied when its rows are read.
+
+    Args:
+        head: the output head.
+        hidden_TD: hidden states of all rows of the step.
+        wanted: one entry per denoising request, in batch order.
+    """
+
+    max_elements: ClassVar[int] = 1 << 26
+    """Logits held at a time (128 MiB in bfloat16): 484 rows of the whole 138,752 columns."""
+
+    def __init__(self, head: RestrictedHead, hidden_TD: Tensor, wanted: list[WantedRows]) -> None:
+        self._head, self._hidden_TD, self._wanted = head, hidden_TD, wanted
+        self._computed: dict[int, Tensor] = {}
+        for columns, requests in self._groups():
+            hidden_RD = hidden_TD[torch.cat([wanted[r].all_rows for r in requests])]
+            sizes = [len(wanted[r].all_rows) for r in requests]
+            parts = head(hidden_RD, columns).split(sizes)
+            self._computed.update(zip(requests, parts, strict=True))
+
+    @classmethod
+    def max_rows(cls, columns: Columns) -> int:
+        """Rows that are multiplied by the head at a time."""
+        return max(1, cls.max_elements // columns.width)
+
+    def rows(self, request: int, first: int, stop: int) -> Tensor:
+        """Guided logits [stop - first, K] of wanted rows `[first, stop)` of a request.
+
+        The result may be modified; each row is read once.
+        """
+        wanted = self._wanted[request]
+        conditional = self._stream(request, wanted.rows, 0, first, stop)
+        if wanted.unconditional_rows is None:
+            return conditional
+        offset = len(wanted.rows)
+        unconditional = self._stream(request, wanted.unconditional_rows, offset, first, stop)
+        return guide(conditional, unconditional, wanted.guidance_scale, wanted.form)
+
+    def _stream(self, request: int, rows: Tensor, offset: int, first: int, stop: int) -> Tensor:
+        computed = self._computed.get(request)
+        if computed is not None:
+            return computed[offset + first : offset + stop]
+        return self._head(self._hidden_TD[rows[first:stop]], self._wanted[request].columns)
+
+    def _groups(self) -> Iterator[tuple[Columns, list[int]]]:
+        """Requests to multiply together: same columns, few enough rows."""
+        by_columns: dict[Columns, list[int]] = defaultdict(list)
+        for request, wanted in enumerate(self._wanted):
+            by_columns[wanted.columns].append(request)
+        for columns, requests in by_columns.items():
+            group, num_rows = list[int](), 0
+            for request in requests:
+                size = len(self._wanted[request].all_rows)
+                if size > self.max_rows(columns):
+                    continue  # read tile by tile
+                if num_rows + size > self.max_rows(columns):
+                    yield columns, group
+                    group, num_rows = [], 0
+                group.append(request)
+                num_rows += size
+            if group:
+                yield columns, group

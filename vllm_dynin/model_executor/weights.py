@@ -1,0 +1,101 @@
+"""Published tensor names into the vLLM layers; a tensor without a place is an error."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+from vllm.model_executor.model_loader.weight_utils import default_weight_loader
+
+from vllm_dynin import checkpoint
+
+if TYPE_CHECKING:
+    from vllm_dynin.model_executor.dynin_omni import DyninOmniForMaskedDiffusion
+
+# Tensor of a block → the layer that holds it, and which shard of a merged layer it is.
+_BLOCK_PLACES: dict[str, tuple[str, str | int | None]] = {
+    "attn_norm": ("attn_norm", None),
+    "q_proj": ("attention.qkv_proj", "q"),
+    "k_proj": ("attention.qkv_proj", "k"),
+    "v_proj": ("attention.qkv_proj", "v"),
+    "attn_out": ("attention.attn_out", None),
+    "ff_norm": ("ff_norm", None),
+    "ff_proj": ("gate_up_proj", 0),
+    "up_proj": ("gate_up_proj", 1),
+    "ff_out": ("ff_out", None),
+}
+# NOTE: `transformer.ff_out` is the head, `blocks.N.ff_out` a down projection.
+_TOP_PLACES = {"wte": "transformer.wte", "ln_f": "transformer.ln_f", "ff_out": "lm_head"}
+_NAME = re.compile(r"model\.transformer\.(?:blocks\.(\d+)\.)?(\w+)\.(\w+)")
+
+
+def load_checkpoint(
+    model: DyninOmniForMaskedDiffusion, weights: Iterable[tuple[str, Tensor]]
+) -> set[str]:
+    """Copy every tensor into its layer.
+
+    Args:
+        model: written in place.
+        weights: (published name, tensor) pairs in any order.
+
+    Returns:
+        Names of the parameters that were written, as vLLM checks them.
+
+    Raises:
+        ValueError: tensors are missing, unexpected or of another shape; they are named. Of a
+            quantised checkpoint the shapes are the quantisation method's to check.
+    """
+    params = dict(model.named_parameters())
+    expected = checkpoint.expected_shapes(model.config, model.config.vocab_size)
+    shapes: dict[str, tuple[int, ...]] = {}
+    loaded: set[str] = set()
+    for name, tensor in weights:
+        if checkpoint.is_ignored(name):
+            continue
+        shapes[name] = tuple(tensor.shape)
+        parameter, shard = _place(name)
+        fits = model.is_quantized or expected.get(name) == shapes[name]
+        if parameter not in params or not fits:
+            continue  # reported below, with all others
+        target = params[parameter]
+        loader: Callable[..., None] = getattr(target, "weight_loader", default_weight_loader)
+        loader(target, tensor) if shard is None else loader(target, tensor, shard)
+        loaded.add(parameter)
+    if model.is_quantized:
+        _check_quantized(params.keys() - loaded, shapes, params)
+    else:
+        _check_rows(checkpoint.check_tensors(shapes, model.config), model.config.vocab_size)
+    return loaded
+
+
+def _place(name: str) -> tuple[str, str | int | None]:
+    """Parameter of the model that a published tensor belongs to; an unknown name gets none."""
+    match = _NAME.fullmatch(name)
+    if match is None:
+        return "", None
+    layer, module, kind = match.groups()
+    if layer is None:
+        return f"{_TOP_PLACES.get(module, '')}.{kind}", None
+    place, shard = _BLOCK_PLACES.get(module, ("", None))
+    return f"transformer.blocks.{layer}.{place}.{kind}", shard
+
+
+def _check_rows(found: int, built: int) -> None:
+    if found != built:
+        raise ValueError(
+            f"{checkpoint.EMBEDDING} has {found} rows but the model was built with {built}; "
+            f"start with --hf-overrides '{{\"vocab_size\": {found}}}'"
+        )
+
+
+def _check_quantized(
+    missing: set[str], shapes: dict[str, tuple[int, ...]], params: Mapping[str, Tensor]
+) -> None:
+    unexpected = [name for name in shapes if _place(name)[0] not in params]
+    if missing or unexpected:
+        raise ValueError(
+            f"the quantised checkpoint does not fit: missing {sorted(missing)[:5]}, unexpected "
+            f"{sorted(unexpected)[:5]}; use a checkpoint quantised with this model's layer names"
+        )
