@@ -7,7 +7,7 @@
 # written last: an interrupted installation is resumed by the next call, and a fresh checkout of the same
 # files does not reinstall. Every refusal is one line that says what is missing and what to do about it.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 venv=${1:-.venv}
 log=$venv/install.log
 
@@ -120,4 +120,5 @@ main() {
     echo "$wanted" > "$venv/.stamp"
 }
 
-main
+# Sourced by the tests, which call single steps.
+[ "${BASH_SOURCE[0]}" != "$0" ] || main

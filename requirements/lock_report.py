@@ -1,4 +1,4 @@
-"""The two text steps of lock.sh: requirements out of metadata, and a lock file out of pip's report."""
+"""The two text steps of lock.sh: requirements from metadata, a lock file from pip's report."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def requires(wheel: Path, pyproject: Path) -> list[str]:
     ]
     project = tomllib.loads(pyproject.read_text())["project"]
     wanted += project["dependencies"] + project["optional-dependencies"]["train"]
-    # torch itself is pinned in cpu.in: the wheel's own line spells a build tag that not every index uses.
+    # torch is pinned in cpu.in: the wheel's line spells a build tag that not every index uses.
     return [line for line in wanted if requirement_name(line) not in CUDA_ONLY | {"torch"}]
 
 
@@ -50,7 +50,10 @@ def lock(report: Path, extra: Path, without: Path | None) -> list[str]:
     for item in json.loads(report.read_text())["install"]:
         name, version = normalised(item["metadata"]["name"]), item["metadata"]["version"]
         if name == "torch" and not version.endswith("+cpu"):
-            sys.exit(f"pip resolved torch {version}; point it at an index with the CPU build (docs/install.md)")
+            sys.exit(
+                f"pip resolved torch {version}, which is not the CPU build (+cpu); "
+                "point pip at an index that has it (docs/install.md)"
+            )
         pins[name] = f"{name}=={version.partition('+')[0]}"
     if without is not None:
         for line in without.read_text().splitlines():
@@ -75,7 +78,7 @@ def main() -> None:
         print("\n".join(requires(args.wheel, args.pyproject)))
         return
     print("# Python 3.11, x86-64 Linux, CPU. Written by requirements/lock.sh; do not edit.")
-    print("# A full closure: install it with `pip install --no-deps -r` (docs/install.md says why).")
+    print("# A full closure: install it with `pip install --no-deps -r` (docs/install.md).")
     print("\n".join(lock(args.report, args.extra, args.without)))
 
 

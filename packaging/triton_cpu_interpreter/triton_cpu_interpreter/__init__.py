@@ -5,14 +5,16 @@ from __future__ import annotations
 import importlib
 from importlib.metadata import entry_points
 
-REASON = "this Triton backend compiles nothing; set TRITON_INTERPRET=1 before the kernels are imported"
+REASON = (
+    "this Triton backend compiles nothing; set TRITON_INTERPRET=1 before the kernels are imported"
+)
 
 
 def installed_class(part: str, base: type) -> type | None:
     """The class of another installed backend named `cpu`, or None where there is none.
 
-    Triton keys its backends by name and the last one listed wins, so this package would hide a real CPU
-    backend if it did not hand over that backend's classes.
+    Triton keys its backends by name and the last one listed wins, so this package would hide a
+    real CPU backend if it did not hand over that backend's classes.
 
     Args:
         part: "compiler" or "driver", the submodule in which Triton looks for the class.
@@ -23,6 +25,10 @@ def installed_class(part: str, base: type) -> type | None:
             continue
         module = importlib.import_module(f"{entry.value}.{part}")
         for value in vars(module).values():
-            if isinstance(value, type) and issubclass(value, base) and not value.__abstractmethods__:
+            if (
+                isinstance(value, type)
+                and issubclass(value, base)
+                and not value.__abstractmethods__
+            ):
                 return value
     return None

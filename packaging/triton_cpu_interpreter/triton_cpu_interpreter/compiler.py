@@ -31,6 +31,8 @@ class CPUInterpreterBackend(BaseBackend):
         return {}
 
 
-if (_installed := installed_class("compiler", BaseBackend)) is not None:
-    # Triton insists on exactly one backend class in this module.
+_installed = installed_class("compiler", BaseBackend)
+if _installed is not None:
     globals()["CPUInterpreterBackend"] = _installed
+# Triton insists on exactly one class here, and counts names.
+del _installed
