@@ -16,8 +16,8 @@ help:
 	@echo "make demo      start the engine and answer real requests   (ARGS=... is passed on)"
 	@echo "make test      the tests of every change                   (ARGS=... goes to pytest)"
 	@echo "make test-all  those and the slow ones"
-	@echo "make lint      ruff, mypy, spelling: what CI runs"
-	@echo "make format    let ruff rewrite the files"
+	@echo "make lint      ruff, mypy, spelling, layer map: what CI runs"
+	@echo "make format    let ruff rewrite the files, and renew README's layer map"
 	@echo "make bench     the benchmarks, one after the other"
 	@echo "make venv      only the environment, in $(VENV)"
 	@echo "make clean     remove caches and build output (the environment stays)"
@@ -39,10 +39,12 @@ lint: venv
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/typos
+	$(BIN)/python packaging/layer_map.py --check
 
 format: venv
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/python packaging/layer_map.py
 
 bench: venv
 	@set -e; for script in benchmarks/bench_*.py; do \
