@@ -1,4 +1,4 @@
-"""Write README's layer map from the first docstring line of every module, or check that it is current.
+"""Write README's layer map from the first docstring lines of all modules, or check it.
 
 python packaging/layer_map.py [--check]
 """
