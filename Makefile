@@ -1,0 +1,56 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Both make .venv first where it is missing
+# or where the lock file changed; they need Python 3.11 and a package index, nothing else.
+
+PYTHON ?=
+VENV ?= .venv
+ARGS ?=
+# `gpu` and `weights` need what most machines lack; `slow` is for `make test-all`.
+QUICK := not gpu and not weights and not slow
+BIN = $(VENV)/bin
+
+export PYTHON
+
+.PHONY: help venv demo test test-all lint format bench clean
+
+help:
+	@echo "make demo      start the engine and answer real requests   (ARGS=... is passed on)"
+	@echo "make test      the tests of every change                   (ARGS=... goes to pytest)"
+	@echo "make test-all  those and the slow ones"
+	@echo "make lint      ruff, mypy, spelling, layer map: what CI runs"
+	@echo "make format    let ruff rewrite the files, and renew README's layer map"
+	@echo "make bench     the benchmarks, one after the other"
+	@echo "make venv      only the environment, in $(VENV)"
+	@echo "make clean     remove caches and build output (the environment stays)"
+
+venv:
+	@bash packaging/make_venv.sh $(VENV)
+
+demo: venv
+	@$(BIN)/vllm-dynin demo $(ARGS)
+
+test: venv
+	$(BIN)/python -m pytest -m "$(QUICK)" $(ARGS)
+
+test-all: venv
+	$(BIN)/python -m pytest -m "not gpu and not weights" $(ARGS)
+
+lint: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/typos
+	$(BIN)/python packaging/layer_map.py --check
+
+format: venv
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/python packaging/layer_map.py
+
+bench: venv
+	@set -e; for script in benchmarks/bench_*.py; do \
+	    echo "== $$script"; $(BIN)/python $$script $(ARGS); \
+	done
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find vllm_dynin tests benchmarks packaging -name __pycache__ -type d -exec rm -rf {} +

