@@ -56,7 +56,7 @@ class GuidanceForm(enum.StrEnum):
 
     WEIGHTED = "weighted"
     """`(1 + s)·c - s·u`"""
-    OFFSET = "offset"
+    DELTA = "delta"
     """`u + (1 + s)·(c - u)`"""
 
 

@@ -56,7 +56,7 @@ def test_derived_values() -> None:
 def test_unconditional_stream_is_constant_when_no_target_follows() -> None:
     stream = Stream.contiguous((1, 2))
     constant = Unconditional(
-        stream=stream, follows=(False, True, False, True), form=GuidanceForm.OFFSET
+        stream=stream, follows=(False, True, False, True), form=GuidanceForm.DELTA
     )
     assert make_canvas(unconditional=constant).is_unconditional_constant
 

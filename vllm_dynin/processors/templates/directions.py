@@ -1,0 +1,103 @@
+"""What each direction's prompt opens and closes with, and how its padding is treated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vllm_dynin.canvas import Task
+from vllm_dynin.tokens import Modality, Vocabulary
+
+
+@dataclass(frozen=True, kw_only=True)
+class Direction:
+    """Fixed facts of one direction.
+
+    Args:
+        opening: `Vocabulary` name of the task token; None where there is none.
+        output: what the first target slot holds.
+        hides_padding: whether the original masks PAD out of the attention.
+    """
+
+    opening: str | None
+    output: Modality = Modality.TEXT
+    hides_padding: bool = False
+
+    @property
+    def closing(self) -> str | None:
+        """`Vocabulary` name of the token right in front of the first target."""
+        return {Modality.IMAGE: "soi", Modality.SPEECH: "soa"}.get(self.output)
+
+
+DIRECTIONS: dict[Task, Direction] = {
+    Task.TEXT_TO_TEXT: Direction(opening=None),
+    Task.IMAGE_TO_TEXT: Direction(opening="mmu"),
+    Task.VIDEO_TO_TEXT: Direction(opening="v2t"),
+    Task.SPEECH_TO_TEXT: Direction(opening="s2t"),
+    Task.TEXT_TO_IMAGE: Direction(opening="t2i", output=Modality.IMAGE, hides_padding=True),
+    Task.IMAGE_TO_IMAGE: Direction(opening="i2i", output=Modality.IMAGE, hides_padding=True),
+    Task.TEXT_IMAGE_TO_TEXT_IMAGE: Direction(
+        opening="ti2ti", output=Modality.IMAGE, hides_padding=True
+    ),
+    Task.TEXT_TO_SPEECH: Direction(opening="t2s", output=Modality.SPEECH, hides_padding=True),
+    Task.SPEECH_TO_SPEECH: Direction(opening="s2s", output=Modality.SPEECH),
+    Task.VIDEO_TO_SPEECH: Direction(opening="v2s", output=Modality.SPEECH),
+}
+
+# Task tokens of the published table for which the original has no prompt and no decoder.
+_WITHOUT_DECODER = ("t2v", "v2v", "lvg", "r2i", "t2ti")
+
+
+def infer_task(head_ids: Sequence[int], vocabulary: Vocabulary) -> Task:
+    """The direction a finished conditional head is for, by its task token.
+
+    The first id that is not PAD decides; without a task token it is text. `<|t2i|>` with an image
+    in the prompt is the alternative editing prompt.
+
+    Raises:
+        ValueError: the task token has no decoder.
+    """
+    first = next((token for token in head_ids if token != vocabulary.pad), None)
+    if first == vocabulary.t2i and vocabulary.eoi in head_ids:
+        return Task.IMAGE_TO_IMAGE
+    for task, direction in DIRECTIONS.items():
+        if direction.opening is not None and first == getattr(vocabulary, direction.opening):
+            return task
+    for name in _WITHOUT_DECODER:
+        if first == getattr(vocabulary, name):
+            raise ValueError(
+                f"the prompt opens with the task token <|{name}|> (id {first}), for which the "
+                "model has no decoder; use one of the supported task tokens, or none for text"
+            )
+    return Task.TEXT_TO_TEXT
+
+
+def check_head(head_ids: Sequence[int], task: Task, vocabulary: Vocabulary) -> None:
+    """Check that a finished head is one of `task`: task token, closing token, known ids.
+
+    Raises:
+        ValueError: the head belongs to another direction, does not end where the targets start,
+            or the checkpoint has no codes of the output.
+    """
+    direction = DIRECTIONS[task]
+    inferred = infer_task(head_ids, vocabulary)
+    if inferred != task:
+        raise ValueError(
+            f"the prompt's task token says {inferred.value}, the request says {task.value}; "
+            "send the prompt of that task, or leave the task out"
+        )
+    if direction.closing is None:
+        return
+    closing = getattr(vocabulary, direction.closing)
+    if not head_ids or head_ids[-1] != closing:
+        last = head_ids[-1] if head_ids else None
+        raise ValueError(
+            f"the {task.value} prompt ends with id {last}, but must end with "
+            f"<|{direction.closing}|> (id {closing}), up to and not including the first target"
+        )
+    codes = vocabulary.image if direction.output is Modality.IMAGE else vocabulary.speech
+    if not codes:
+        raise ValueError(
+            f"this checkpoint has no {direction.output.value} codes, so it cannot serve "
+            f"{task.value}; use a checkpoint with that modality"
+        )
