@@ -9,23 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from vllm_dynin.canvas import (
-    Canvas,
-    Decoder,
-    GuidanceForm,
-    Parity,
-    Region,
-    Stream,
-    Task,
-    Unconditional,
-)
+from vllm_dynin.canvas import Canvas
+from vllm_dynin.config import LLaDAConfig
 from vllm_dynin.model_executor import plan_transport
 from vllm_dynin.model_executor.row_layout import RowLayout
-from vllm_dynin.sampling.block import BlockOptions
+from vllm_dynin.planning import StandardOptions, make_plan
 from vllm_dynin.sampling.decoder import Plan
-from vllm_dynin.sampling.params import DEFAULT_BLOCK_LENGTH, DEFAULT_MAX_TOKENS, DenoiseParams
+from vllm_dynin.sampling.params import DEFAULT_MAX_TOKENS, DenoiseParams
 from vllm_dynin.tokens import Vocabulary
 
 if TYPE_CHECKING:
@@ -64,7 +56,6 @@ class Limits:
         max_positions: positions the model was trained for, per stream.
         max_slots: widest canvas served.
         max_model_len: vLLM's limit, from which it fills in a missing `max_tokens`.
-        num_rows: rows of the token table.
         block_size: rows of one KV block.
     """
 
@@ -72,7 +63,6 @@ class Limits:
     max_positions: int
     max_slots: int
     max_model_len: int
-    num_rows: int
     block_size: int
 
     @classmethod
@@ -87,7 +77,6 @@ class Limits:
             max_positions=model.hf_config.max_sequence_length,
             max_slots=vllm_config.diffusion_config.canvas_length,
             max_model_len=model.max_model_len,
-            num_rows=model.hf_config.vocab_size,
             block_size=block_size,
         )
 
@@ -108,7 +97,7 @@ def admit_request(request: EngineCoreRequest, vllm_config: VllmConfig) -> None:
         admit(
             request.prompt_token_ids,
             request.sampling_params,
-            vllm_config.model_config.hf_config.vocabulary,
+            cast(LLaDAConfig, vllm_config.model_config.hf_config),
             Limits.of(vllm_config),
         )
     except ValueError as error:
@@ -116,14 +105,14 @@ def admit_request(request: EngineCoreRequest, vllm_config: VllmConfig) -> None:
 
 
 def admit(
-    prompt_ids: Sequence[int], params: SamplingParams, vocabulary: Vocabulary, limits: Limits
+    prompt_ids: Sequence[int], params: SamplingParams, config: LLaDAConfig, limits: Limits
 ) -> None:
     """Check a request and put its defaults into `params`, in place.
 
     Args:
         prompt_ids: the prompt as the client gave it.
         params: the request's own copy of its sampling parameters; `max_tokens` is set.
-        vocabulary: ids of the checkpoint.
+        config: of the checkpoint.
         limits: sizes of the engine.
 
     Raises:
@@ -133,92 +122,36 @@ def admit(
         raise ValueError(f"extra argument {plan_transport.KEY} is internal; remove it")
     options = DenoiseParams.parse(params.extra_args)
     _refuse_unsupported(params)
-    _check_prompt(prompt_ids, limits)
     if params.max_tokens == limits.max_model_len - len(prompt_ids):
         # What vLLM fills in where the client states no length. An answer as long as the context
         # is never meant, and its length changes the answer: every slot is visible as a mask.
         params.max_tokens = _default_length(len(prompt_ids), bool(options.cfg_scale), limits)
-    _apply_stop_rule(params, options, vocabulary)
-    _check_size(plan_request(prompt_ids, params, vocabulary, limits.num_rows).canvas, limits)
+    _apply_stop_rule(params, options, config.vocabulary)
+    _check_size(plan_request(prompt_ids, params, config).canvas, limits)
 
 
 def plan_request(
-    prompt_ids: Sequence[int],
-    params: SamplingParams,
-    vocabulary: Vocabulary,
-    num_rows: int,
-    seed: int = 0,
+    prompt_ids: Sequence[int], params: SamplingParams, config: LLaDAConfig, seed: int = 0
 ) -> Plan:
     """Build the plan of a request.
 
     Args:
         prompt_ids: the prompt.
         params: admitted sampling parameters.
-        vocabulary: ids of the checkpoint.
-        num_rows: rows of the token table.
+        config: of the checkpoint.
         seed: used where the client gave none.
 
     Raises:
         ValueError: the prompt holds ids it must not hold.
     """
-    options = DenoiseParams.parse(params.extra_args)
     assert params.max_tokens is not None
-    scale = options.cfg_scale or 0.0
-    canvas = _text_canvas(
-        tuple(prompt_ids),
-        params.max_tokens,
-        Parity(options.parity or "default"),
-        scale > 0,
-        vocabulary,
-        num_rows,
+    standard = StandardOptions(
+        max_tokens=params.max_tokens,
+        temperature=params.temperature,
+        seed=seed if params.seed is None else params.seed,
+        logprobs=params.logprobs,
     )
-    return Plan(
-        canvas=canvas,
-        guidance_scale=scale,
-        options=BlockOptions(
-            block_length=options.block_length or DEFAULT_BLOCK_LENGTH,
-            num_steps=options.steps or params.max_tokens,
-            temperature=params.temperature,
-            remasking=options.remasking or "low_confidence",
-            seed=seed if params.seed is None else params.seed,
-            num_logprobs=params.logprobs,
-        ),
-    )
-
-
-def _text_canvas(
-    head: tuple[int, ...],
-    num_slots: int,
-    parity: Parity,
-    is_guided: bool,
-    vocabulary: Vocabulary,
-    num_rows: int,
-) -> Canvas:
-    is_reference = parity is Parity.REFERENCE
-    unconditional = None
-    if is_guided:
-        unconditional = Unconditional(
-            stream=Stream.contiguous((vocabulary.mask,) * len(head)),
-            follows=(True,) * num_slots,
-            form=GuidanceForm.OFFSET,
-        )
-    return Canvas(
-        task=Task.TEXT_TO_TEXT,
-        parity=parity,
-        mask_id=vocabulary.mask,
-        conditional=Stream.contiguous(head),
-        slots=(vocabulary.mask,) * num_slots,
-        regions=(
-            Region(
-                start=0,
-                stop=num_slots,
-                decoder=Decoder.BLOCK,
-                columns=((0, num_rows if is_reference else vocabulary.text.stop),),
-                excluded=() if is_reference else (vocabulary.mask,),
-            ),
-        ),
-        unconditional=unconditional,
-    )
+    return make_plan(prompt_ids, config, standard, DenoiseParams.parse(params.extra_args))
 
 
 def _default_length(num_prompt: int, is_guided: bool, limits: Limits) -> int:
@@ -226,15 +159,6 @@ def _default_length(num_prompt: int, is_guided: bool, limits: Limits) -> int:
     rows = (limits.max_rows - limits.block_size) // 2 if is_guided else limits.max_rows
     fits = min(rows, limits.max_positions) - num_prompt
     return max(1, min(DEFAULT_MAX_TOKENS, limits.max_slots, fits))
-
-
-def _check_prompt(prompt_ids: Sequence[int], limits: Limits) -> None:
-    for place, token_id in enumerate(prompt_ids):
-        if not 0 <= token_id < limits.num_rows:
-            raise ValueError(
-                f"prompt_token_ids[{place}]={token_id} is not a token; "
-                f"use ids from 0 to {limits.num_rows - 1}"
-            )
 
 
 def _refuse_unsupported(params: SamplingParams) -> None:

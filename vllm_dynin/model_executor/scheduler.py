@@ -9,12 +9,13 @@ committed; vLLM appends, streams and checks stop conditions as for any model.
 from __future__ import annotations
 
 import secrets
-from typing import Any
+from typing import Any, cast
 
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request
 
+from vllm_dynin.config import LLaDAConfig
 from vllm_dynin.model_executor.admission import plan_request
 from vllm_dynin.model_executor.plan_transport import attach_plan
 from vllm_dynin.model_executor.row_layout import RowLayout, prompt_rows
@@ -27,7 +28,7 @@ class MaskedDiffusionScheduler(Scheduler):
         super().__init__(*args, **kwargs)
         # A prompt pass samples nothing. Core derives this from `is_diffusion`, which we keep off.
         self.num_sampled_tokens_per_step = 0
-        self._config = self.vllm_config.model_config.hf_config
+        self._config = cast(LLaDAConfig, self.vllm_config.model_config.hf_config)
         self._num_slots: dict[str, int] = {}
         self._last_step: dict[str, int] = {}
 
@@ -41,8 +42,7 @@ class MaskedDiffusionScheduler(Scheduler):
         plan = plan_request(
             request.prompt_token_ids,
             request.sampling_params,
-            self._config.vocabulary,
-            self._config.vocab_size,
+            self._config,
             seed=secrets.randbits(63),
         )
         attach_plan(request.sampling_params, plan)

@@ -32,7 +32,7 @@ class WantedRows:
     columns: Columns
     unconditional_rows: Tensor | None = None
     guidance_scale: float = 0.0
-    form: GuidanceForm = GuidanceForm.OFFSET
+    form: GuidanceForm = GuidanceForm.DELTA
 
     @property
     def all_rows(self) -> Tensor:

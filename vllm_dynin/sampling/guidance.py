@@ -19,8 +19,8 @@ def guide(conditional: Tensor, unconditional: Tensor, scale: float, form: Guidan
     Returns:
         Logits of the same shape and dtype.
 
-    Source: `mmu_generate` (offset form) and `t2i_generate` (weighted form) of Dynin-Omni.
+    Source: `mmu_generate` (delta form) and `t2i_generate` (weighted form) of Dynin-Omni.
     """
-    if form is GuidanceForm.OFFSET:
+    if form is GuidanceForm.DELTA:
         return unconditional + (scale + 1.0) * (conditional - unconditional)
     return (1.0 + scale) * conditional - scale * unconditional

@@ -22,7 +22,7 @@ MAX_STEPS = 8_192
 """Bound on `dynin_steps`; steps beyond one a token change nothing."""
 MAX_CFG_SCALE = 100.0
 
-Task = Literal["text"]
+Task = Literal["t2t"]
 Parity = Literal["default", "reference"]
 
 DEFAULT_BLOCK_LENGTH = 16
