@@ -17,6 +17,7 @@ from vllm.config import VllmConfig
 from vllm.v1.worker.gpu.attn_utils import build_attn_metadata
 from vllm.v1.worker.gpu.model_states.interface import ModelState
 
+from vllm_dynin import compat
 from vllm_dynin.model_executor.dynin_omni import DyninOmniForMaskedDiffusion
 from vllm_dynin.model_executor.plan_transport import received_plan
 from vllm_dynin.model_executor.row_layout import RowLayout, prompt_rows, row_positions
@@ -98,6 +99,8 @@ class MaskedDiffusionState(ModelState):
         self, vllm_config: VllmConfig, model: nn.Module, encoder_cache: Any, device: torch.device
     ) -> None:
         super().__init__(vllm_config, model, encoder_cache, device)
+        if device.type == "cpu":
+            compat.replace_runner_kernels()  # here, because only workers import those kernels
         self.slots: dict[int, Slot] = {}
         self.denoising: list[DenoisingRequest] = []
         """The denoising requests of the current step, in batch order; the sampler reads it."""
