@@ -41,7 +41,7 @@ class Parity(enum.StrEnum):
 
 
 class Decoder(enum.StrEnum):
-    """How a region is filled: algorithms A, B and C of docs/decoding.md."""
+    """How a region is filled: algorithms A, B and C of docs/decisions.md."""
 
     BLOCK = "block"
     """Block by block; the most confident proposals are committed (text)."""

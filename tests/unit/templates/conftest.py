@@ -1,0 +1,47 @@
+"""A small real tokenizer with the family's control tokens at the family's offsets."""
+
+import pytest
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from vllm_dynin.processors.chat import CHAT_TEMPLATE
+from vllm_dynin.processors.text_tokenizer import control_strings
+from vllm_dynin.tokens import Vocabulary
+
+TEXTS = [
+    "Describe the picture in detail, please. user assistant system",
+    "A red cube stands on a blue table beside two green spheres.\n/think /no_think <think>",
+    "What does the speaker in the audio say? Transcribe the given audio.",
+]
+
+
+def make_tokenizer(num_pieces: int = 320) -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=num_pieces,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(TEXTS, trainer)
+    tokenizer.add_special_tokens(
+        [AddedToken(string, special=True, normalized=False) for string in control_strings()]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<|startoftext|>",
+        eos_token="<|endoftext|>",
+        pad_token="<|endoftext|>",
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return make_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def vocabulary(tokenizer) -> Vocabulary:
+    return Vocabulary(num_text_pieces=len(tokenizer) - 269, num_image_codes=32, num_speech_units=16)
