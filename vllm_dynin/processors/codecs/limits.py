@@ -32,6 +32,8 @@ class MediaLimits:
         max_frame_pixels: width × height of a video frame (several live in the decoder at once).
         max_frames: frames in a video, whether sampled or not (all are decoded to find them).
         max_seconds: duration of a video or a recording.
+        max_decode_seconds: processor time that decoding one video may take.
+        max_decode_bytes: memory that decoding one video may take.
         max_channels: audio channels.
         max_sample_rate: audio samples per second and channel.
 
@@ -45,6 +47,8 @@ class MediaLimits:
     max_frame_pixels: int = 9_000_000  # a 4K frame
     max_frames: int = 36_000  # ten minutes at 60 per second
     max_seconds: float = 600.0
+    max_decode_seconds: int = 120
+    max_decode_bytes: int = 2**30
     max_channels: int = 32
     max_sample_rate: int = 768_000
 
@@ -109,7 +113,7 @@ def open_source(
         try:
             size = stream.seek(0, os.SEEK_END)
             stream.seek(0)
-        except (OSError, io.UnsupportedOperation) as error:
+        except (OSError, ValueError) as error:
             raise MediaError("the file object is not seekable; read it into bytes first") from error
         limits.check("max_bytes", size, "the size in bytes")
         if size == 0:
