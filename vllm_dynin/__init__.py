@@ -1,12 +1,14 @@
 """Serve masked-diffusion omnimodal models (Dynin-Omni, MMaDA, LLaDA) on stock vLLM."""
 
-ARCHITECTURES = (
-    "DyninOmniModelLM",
-    "DyninOmniForConditionalGeneration",
-    "MMadaModelLM",
-    "LLaDAModelLM",
-)
-"""Every architecture name a checkpoint of the family may carry."""
+_TEXT = "vllm_dynin.model_executor.masked_diffusion:MaskedDiffusionLM"
+_OMNI = "vllm_dynin.model_executor.dynin_omni:OmniMaskedDiffusionLM"
+ARCHITECTURES = {
+    "DyninOmniModelLM": _OMNI,
+    "DyninOmniForConditionalGeneration": _OMNI,
+    "MMadaModelLM": _OMNI,
+    "LLaDAModelLM": _TEXT,
+}
+"""Every architecture name a checkpoint of the family may carry, and the class that serves it."""
 
 
 def register() -> None:
@@ -29,9 +31,7 @@ def register() -> None:
         compat.prepare_cpu()
     for config_class in CONFIG_CLASSES:
         AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
-    for architecture in ARCHITECTURES:
-        ModelRegistry.register_model(
-            architecture, "vllm_dynin.model_executor.dynin_omni:DyninOmniForMaskedDiffusion"
-        )
+    for architecture, model_class in ARCHITECTURES.items():
+        ModelRegistry.register_model(architecture, model_class)
         MODELS_CONFIG_MAP[architecture] = EngineConfig
     compat.hook_admission()

@@ -109,12 +109,36 @@ class LLaDAConfig(PretrainedConfig):
 
 
 class MMadaConfig(LLaDAConfig):
-    """LLaDA plus 8,192 image codes (`Gen-Verse/MMaDA-8B-*`)."""
+    """LLaDA plus 8,192 image codes (`Gen-Verse/MMaDA-8B-*`).
+
+    Args:
+        codebook_size: the original's name of `image_codebook_size`.
+        image_resolution: pixels a side of an image that is asked about, where the request does
+            not say (paper).
+        video_resolution: the same for the frames of a video (paper).
+        video_num_frames: frames taken of a video (paper).
+        generation_resolution: pixels a side of a generated image (demo configuration).
+        edit_resolution: pixels a side of an edited image and of its source (demo configuration).
+        kwargs: as for `LLaDAConfig`.
+    """
 
     model_type = "mmada"
 
-    def __init__(self, *, codebook_size: int = 8_192, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        codebook_size: int = 8_192,
+        image_resolution: int = 480,
+        video_resolution: int = 224,
+        video_num_frames: int = 5,
+        generation_resolution: int = 512,
+        edit_resolution: int = 336,
+        **kwargs: Any,
+    ) -> None:
         kwargs.setdefault("image_codebook_size", codebook_size)
+        self.image_resolution, self.video_resolution = image_resolution, video_resolution
+        self.video_num_frames = video_num_frames
+        self.generation_resolution, self.edit_resolution = generation_resolution, edit_resolution
         super().__init__(codebook_size=codebook_size, **kwargs)
 
 

@@ -7,7 +7,7 @@ which both follow the plan. No vLLM here.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vllm_dynin.canvas import Canvas, Parity, Task
 from vllm_dynin.config import LLaDAConfig
@@ -34,26 +34,61 @@ class StandardOptions:
     logprobs: int | None = None
 
 
-def make_plan(
-    prompt_ids: Sequence[int],
-    config: LLaDAConfig,
-    standard: StandardOptions,
-    options: DenoiseParams,
-) -> Plan:
-    """Plan one request.
+@dataclass(frozen=True, kw_only=True)
+class MediumSpan:
+    """Stand-in ids in a prompt, in the place of the codes of a medium that is not encoded yet.
+
+    Args:
+        start: index of the first stand-in.
+        length: how many there are; the medium may turn out to have fewer codes.
+    """
+
+    start: int
+    length: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanRequest:
+    """What a plan is made from. Plain data: it is sent to the workers.
 
     Args:
         prompt_ids: the finished conditional head: everything up to the first target slot.
-        config: of the checkpoint; its `vocab_size` is the row count of the table.
         standard: length, temperature, seed, log-probabilities.
         options: ours.
+        media: stand-ins in `prompt_ids`, in order.
+    """
+
+    prompt_ids: tuple[int, ...]
+    standard: StandardOptions
+    options: DenoiseParams
+    media: tuple[MediumSpan, ...] = ()
+
+    def with_media(self, codes: Sequence[Sequence[int]]) -> PlanRequest:
+        """The request with the token ids of each medium in the place of its stand-ins."""
+        prompt_ids: list[int] = []
+        end = 0
+        for span, ids in zip(self.media, codes, strict=True):
+            assert len(ids) <= span.length
+            prompt_ids += [*self.prompt_ids[end : span.start], *ids]
+            end = span.start + span.length
+        prompt_ids += self.prompt_ids[end:]
+        return replace(self, prompt_ids=tuple(prompt_ids), media=())
+
+
+def make_plan(request: PlanRequest, config: LLaDAConfig) -> Plan:
+    """Plan one request.
+
+    Args:
+        request: the prompt and its options; stand-ins are planned for as if they were codes.
+        config: of the checkpoint; its `vocab_size` is the row count of the table.
 
     Raises:
         ValueError: the prompt is not one the task can have.
     """
+    standard, options = request.standard, request.options
     scale = options.cfg_scale or 0.0
     canvas = from_head(
-        prompt_ids,
+        request.prompt_ids,
         standard.max_tokens,
         vocabulary=config.vocabulary,
         num_rows=config.vocab_size,

@@ -15,14 +15,14 @@ from vllm_dynin.canvas import Canvas
 from vllm_dynin.config import LLaDAConfig
 from vllm_dynin.model_executor import plan_transport
 from vllm_dynin.model_executor.row_layout import RowLayout
-from vllm_dynin.planning import StandardOptions, make_plan
-from vllm_dynin.sampling.decoder import Plan
+from vllm_dynin.planning import MediumSpan, PlanRequest, StandardOptions, make_plan
 from vllm_dynin.sampling.params import DEFAULT_MAX_TOKENS, DenoiseParams
 from vllm_dynin.tokens import Vocabulary
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
     from vllm.config import VllmConfig
+    from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
     from vllm.v1.engine import EngineCoreRequest
 
 # Options of vLLM that masked diffusion cannot honour → the value that asks for nothing, and why.
@@ -127,31 +127,45 @@ def admit(
         # is never meant, and its length changes the answer: every slot is visible as a mask.
         params.max_tokens = _default_length(len(prompt_ids), bool(options.cfg_scale), limits)
     _apply_stop_rule(params, options, config.vocabulary)
-    _check_size(plan_request(prompt_ids, params, config).canvas, limits)
+    _check_size(make_plan(plan_request(prompt_ids, params), config).canvas, limits)
 
 
 def plan_request(
-    prompt_ids: Sequence[int], params: SamplingParams, config: LLaDAConfig, seed: int = 0
-) -> Plan:
-    """Build the plan of a request.
+    prompt_ids: Sequence[int],
+    params: SamplingParams,
+    mm_features: Sequence[MultiModalFeatureSpec] = (),
+    seed: int = 0,
+) -> PlanRequest:
+    """What the plan of a request is made from.
 
     Args:
-        prompt_ids: the prompt.
+        prompt_ids: the prompt, stand-ins of media included.
         params: admitted sampling parameters.
-        config: of the checkpoint.
+        mm_features: vLLM's record of the media in the prompt, in order.
         seed: used where the client gave none.
 
     Raises:
-        ValueError: the prompt holds ids it must not hold.
+        ValueError: an option of ours is invalid.
     """
     assert params.max_tokens is not None
-    standard = StandardOptions(
-        max_tokens=params.max_tokens,
-        temperature=params.temperature,
-        seed=seed if params.seed is None else params.seed,
-        logprobs=params.logprobs,
+    return PlanRequest(
+        prompt_ids=tuple(prompt_ids),
+        standard=StandardOptions(
+            max_tokens=params.max_tokens,
+            temperature=params.temperature,
+            seed=seed if params.seed is None else params.seed,
+            logprobs=params.logprobs,
+        ),
+        options=DenoiseParams.parse(params.extra_args),
+        media=tuple(_span(feature.mm_position) for feature in mm_features),
     )
-    return make_plan(prompt_ids, config, standard, DenoiseParams.parse(params.extra_args))
+
+
+def _span(position: PlaceholderRange) -> MediumSpan:
+    """The stand-ins of one medium, without the control tokens around them."""
+    (first, last), *more = position.extract_embeds_range()
+    assert not more
+    return MediumSpan(start=first, length=last - first + 1)
 
 
 def _default_length(num_prompt: int, is_guided: bool, limits: Limits) -> int:

@@ -1,86 +1,55 @@
-"""The class vLLM loads: canvas ids in, logits of the wanted rows out. No sampling here."""
+"""The model vLLM loads for MMaDA and Dynin-Omni: the same transformer, with media as input.
+
+A modality is a range of token ids, so there is nothing to add to the transformer: media go through
+the frozen codecs and come out as ids.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import Any, ClassVar
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 from vllm.config import VllmConfig
-from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+from vllm.model_executor.models.interfaces import SupportsMultiModal
+from vllm.multimodal import MULTIMODAL_REGISTRY
 
-from vllm_dynin.config import LLaDAConfig
-from vllm_dynin.model_executor.backbone import BidirectionalTransformer
-from vllm_dynin.model_executor.head import RestrictedHead
-from vllm_dynin.model_executor.step_logits import StepLogits, WantedRows
-from vllm_dynin.model_executor.weights import load_checkpoint
-from vllm_dynin.sampling.columns import Columns
-
-if TYPE_CHECKING:
-    from vllm_dynin.model_executor.model_state import MaskedDiffusionState
+from vllm_dynin.model_executor.masked_diffusion import MaskedDiffusionLM
+from vllm_dynin.processors import chat
+from vllm_dynin.processors.media import CodecFolders, MediaCodecs
+from vllm_dynin.processors.multimodal import MediaDummies, MediaInfo, MediaProcessor
 
 
-class DyninOmniForMaskedDiffusion(nn.Module):
-    """Bidirectional masked-diffusion language model of the LLaDA, MMaDA and Dynin-Omni family."""
+@MULTIMODAL_REGISTRY.register_processor(MediaProcessor, info=MediaInfo, dummy_inputs=MediaDummies)
+class OmniMaskedDiffusionLM(MaskedDiffusionLM, SupportsMultiModal):  # type: ignore[misc]
+    """Bidirectional masked-diffusion model over text, image codes and speech units."""
 
-    packed_modules_mapping: ClassVar[dict[str, list[str]]] = {
-        "qkv_proj": ["q_proj", "k_proj", "v_proj"],
-        "gate_up_proj": ["ff_proj", "up_proj"],
-    }
-
-    @staticmethod
-    def get_model_state_cls() -> type[MaskedDiffusionState]:
-        """VLLM's V2 runner asks for the class that prepares inputs and replaces the sampler."""
-        from vllm_dynin.model_executor.model_state import MaskedDiffusionState
-
-        return MaskedDiffusionState
+    requires_raw_input_tokens: ClassVar[bool] = True  # media become ids, not embeddings
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
-        super().__init__()
-        config = cast(LLaDAConfig, vllm_config.model_config.hf_config)
-        self.config = config
-        self.is_quantized = vllm_config.quant_config is not None
-        self.transformer = BidirectionalTransformer(config, vllm_config, f"{prefix}transformer")
-        self.lm_head = ParallelLMHead(
-            config.vocab_size,
-            config.d_model,
-            quant_config=vllm_config.quant_config,
-            prefix=f"{prefix}lm_head",
-        )
-        self.head = RestrictedHead(self.lm_head)
-        self.wanted: list[WantedRows] = []
-        """Set by the model state before each forward: the rows whose logits the sampler needs."""
-        self._hidden_TD: Tensor | None = None
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
+        folders = CodecFolders.find(vllm_config.model_config.model, self.config)
+        device = torch.device(vllm_config.device_config.device or "cpu")
+        self.media = MediaCodecs(folders, device, self.config.vocabulary)
 
-    def embed_input_ids(self, input_ids: Tensor) -> Tensor:
-        """Rows of the token table."""
-        return self.transformer.wte(input_ids)
+    @classmethod
+    def get_placeholder_str(cls, modality: str, i: int) -> str:
+        """What stands for a medium in a prompt string."""
+        return chat.MEDIA_PLACEHOLDERS[modality]
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        positions: Tensor,
-        intermediate_tensors: Any = None,
-        inputs_embeds: Tensor | None = None,
-        **kwargs: Any,
-    ) -> Tensor:
-        """Hidden states [T, D] of all rows of the step."""
-        self._hidden_TD = self.transformer(input_ids, positions)
-        return self._hidden_TD
+    def embed_multimodal(self, **kwargs: Any) -> list[Tensor]:
+        """Encode media: token ids int64 [n, 1] of each item, where vLLM expects embeddings.
 
-    def compute_logits(self, hidden_states: Tensor) -> StepLogits | Tensor:
-        """Logits of the wanted rows, which the sampler reads request by request.
-
-        vLLM passes the hidden states of every undecided slot; the rows that matter are fewer, and
-        a guided request also needs rows of its second stream, so `wanted` is what counts. Without
-        it (vLLM measuring memory) the argument's rows get logits over the whole table.
+        Args:
+            kwargs: normalised images `image_pixels` [B, 3, H, W], frames `video_pixels`
+                [B, F, 3, H, W] or waveforms `audio_waveform` [B, N], as a tensor or, where sizes
+                differ, a list.
         """
-        if self.wanted:
-            assert self._hidden_TD is not None
-            return StepLogits(self.head, self._hidden_TD, self.wanted)
-        whole = Columns(((0, self.config.vocab_size),))
-        return self.head(hidden_states[: StepLogits.max_rows(whole)], whole)
-
-    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
-        """Load the published tensor names; see weights.py."""
-        return load_checkpoint(self, weights)
+        outputs: list[Tensor] = []
+        for pixels in kwargs.get("image_pixels", ()):
+            outputs.append(self.media.image_ids(pixels[None]).reshape(-1, 1))
+        for frames in kwargs.get("video_pixels", ()):
+            outputs.append(self.media.image_ids(frames).reshape(-1, 1))
+        for waveform in kwargs.get("audio_waveform", ()):
+            outputs.append(self.media.speech_ids(waveform).reshape(-1, 1))
+        return outputs

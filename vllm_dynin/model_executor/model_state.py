@@ -18,57 +18,15 @@ from vllm.v1.worker.gpu.attn_utils import build_attn_metadata
 from vllm.v1.worker.gpu.model_states.interface import ModelState
 
 from vllm_dynin import compat
-from vllm_dynin.model_executor.dynin_omni import DyninOmniForMaskedDiffusion
-from vllm_dynin.model_executor.plan_transport import received_plan
-from vllm_dynin.model_executor.row_layout import RowLayout, prompt_rows, row_positions
-from vllm_dynin.model_executor.step_logits import WantedRows
-from vllm_dynin.sampling.decoder import CanvasDecoder
+from vllm_dynin.model_executor import plan_transport
+from vllm_dynin.model_executor.masked_diffusion import MaskedDiffusionLM
+from vllm_dynin.model_executor.slot import Slot
 
 if TYPE_CHECKING:
     from vllm.tasks import GenerationTask
     from vllm.v1.core.sched.output import NewRequestData
     from vllm.v1.worker.gpu.block_table import BlockTables
     from vllm.v1.worker.gpu.input_batch import InputBatch
-
-
-class Slot:
-    """One running request on this worker.
-
-    Args:
-        decoder: progress through its canvas.
-        layout: its rows.
-        device: where the model runs.
-    """
-
-    def __init__(self, decoder: CanvasDecoder, layout: RowLayout, device: torch.device) -> None:
-        canvas = decoder.plan.canvas
-        self.decoder, self.layout = decoder, layout
-        self.num_emitted = decoder.num_committed
-        self.positions = torch.tensor(row_positions(canvas, layout), device=device)
-        self._ids = torch.tensor([*prompt_rows(canvas, layout), *canvas.slots], device=device)
-
-    def ids(self) -> Tensor:
-        """int64: ids of all rows as the canvas stands now."""
-        layout = self.layout
-        self._ids[layout.canvas :] = self.decoder.ids
-        if layout.unconditional_stop:
-            unconditional = self.decoder.unconditional_ids()
-            self._ids[layout.unconditional_canvas : layout.unconditional_stop] = unconditional
-        return self._ids
-
-    def wanted_rows(self, slots: Tensor, first_row: int) -> WantedRows:
-        """Rows of the step that hold `slots`, for a request whose rows start at `first_row`."""
-        plan = self.decoder.plan
-        rows = slots + (first_row + self.layout.canvas)
-        if plan.canvas.unconditional is None:
-            return WantedRows(rows=rows, columns=self.decoder.columns)
-        return WantedRows(
-            rows=rows,
-            columns=self.decoder.columns,
-            unconditional_rows=slots + (first_row + self.layout.unconditional_canvas),
-            guidance_scale=plan.guidance_scale,
-            form=plan.canvas.unconditional.form,
-        )
 
 
 @dataclass(frozen=True)
@@ -93,7 +51,7 @@ class MaskedDiffusionState(ModelState):
 
     num_new_sampled_tokens_per_step = 0  # a step adds no token beyond what the sampler commits
 
-    model: DyninOmniForMaskedDiffusion
+    model: MaskedDiffusionLM
 
     def __init__(
         self, vllm_config: VllmConfig, model: nn.Module, encoder_cache: Any, device: torch.device
@@ -128,15 +86,20 @@ class MaskedDiffusionState(ModelState):
         """Take a new request, or one that resumes after preemption, into slot `req_index`."""
         self.slots.pop(req_index, None)
         self._slot_of[new_req_data.req_id] = req_index
-        plan = received_plan(new_req_data.sampling_params)
-        if plan is None:  # vLLM's own warm-up requests
+        request = plan_transport.received(new_req_data.sampling_params)
+        if request is None:
             return
         assert new_req_data.prompt_token_ids is not None
         assert new_req_data.prefill_token_ids is not None
         committed = tuple(new_req_data.prefill_token_ids[len(new_req_data.prompt_token_ids) :])
-        decoder = CanvasDecoder(plan, self.device, committed)
-        layout = RowLayout.of(plan.canvas, self._block_size)
-        self.slots[req_index] = Slot(decoder, layout, self.device)
+        self.slots[req_index] = Slot(
+            request,
+            self.model.config,
+            self._block_size,
+            self.device,
+            committed,
+            [feature.identifier for feature in new_req_data.mm_features],
+        )
 
     def remove_request(self, req_id: str) -> None:
         """Forget a finished, aborted or preempted request."""
@@ -144,9 +107,21 @@ class MaskedDiffusionState(ModelState):
 
     # --- inputs of a step -------------------------------------------------------------------------
 
-    def prepare_inputs_embeds(self, *args: Any) -> None:
-        """There are no embeddings from outside: every modality is token ids."""
-        return None
+    def prepare_inputs_embeds(
+        self,
+        scheduled_encoder_inputs: dict[str, list[int]],
+        input_batch: InputBatch,
+        req_states: Any,
+    ) -> None:
+        """Encode the media that are due and hand their ids to the requests.
+
+        No embeddings come out: every modality is token ids.
+        """
+        self.execute_mm_encoder(scheduled_encoder_inputs)
+        for index in input_batch.idx_mapping_np[: input_batch.num_reqs].tolist():
+            slot = self.slots.get(index)
+            if slot is not None and not slot.is_ready:
+                slot.take_media(self.encoder_cache.encoder_outputs)
 
     def prepare_dummy_inputs(self, num_reqs: int, num_tokens: int) -> dict[str, Any]:
         """Nothing to override in vLLM's dummy inputs."""
@@ -176,7 +151,7 @@ class MaskedDiffusionState(ModelState):
             if slot is None:
                 continue
             first, stop = batch.query_start_loc_np[row : row + 2].tolist()
-            assert stop - first == slot.layout.num_rows, "a denoising step was cut"
+            assert stop - first >= slot.layout.num_rows, "a denoising step was cut"
             yield DenoisingRequest(row, slot, first, slot.decoder.wanted())
 
     def prepare_attn(
@@ -207,7 +182,11 @@ class MaskedDiffusionState(ModelState):
                 # padding: computed, because it is scheduled; never read
                 sequences.add(row, first + layout.conditional_start, layout.conditional_start)
             length = layout.num_rows - layout.conditional_start
-            sequences.add(row, stop, length, layout.conditional_start // self._table_unit)
+            shift = layout.conditional_start // self._table_unit
+            sequences.add(row, first + layout.num_rows, length, shift)
+            if first + layout.num_rows < stop:
+                # stand-ins of a medium that has fewer codes than were planned for
+                sequences.add(row, stop, stop - first)
         starts = torch.tensor(sequences.bounds, dtype=torch.int32)
         lengths = torch.tensor(sequences.lengths, dtype=torch.int32)
         return build_attn_metadata(

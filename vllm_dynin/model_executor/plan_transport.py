@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vllm_dynin.sampling.decoder import Plan
+from vllm_dynin.planning import PlanRequest
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 KEY = "_dynin_plan"
 
 
-def attach_plan(params: SamplingParams, plan: Plan) -> None:
-    """Put the plan into the request's parameters, in place."""
-    params.extra_args = {**(params.extra_args or {}), KEY: plan}
+def attach(params: SamplingParams, request: PlanRequest) -> None:
+    """Put what the plan is made from into the request's parameters, in place."""
+    params.extra_args = {**(params.extra_args or {}), KEY: request}
 
 
-def received_plan(params: SamplingParams | None) -> Plan | None:
-    """The plan in a request's parameters, None where there is none."""
+def received(params: SamplingParams | None) -> PlanRequest | None:
+    """What `attach` put there, None where there is nothing (vLLM's own warm-up requests)."""
     extra = params.extra_args if params is not None else None
     return extra.get(KEY) if extra else None

@@ -9,16 +9,19 @@ committed; vLLM appends, streams and checks stop conditions as for any model.
 from __future__ import annotations
 
 import secrets
+from dataclasses import replace
 from typing import Any, cast
 
+from vllm.multimodal.inputs import MultiModalFeatureSpec
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request
 
 from vllm_dynin.config import LLaDAConfig
 from vllm_dynin.model_executor.admission import plan_request
-from vllm_dynin.model_executor.plan_transport import attach_plan
+from vllm_dynin.model_executor.plan_transport import attach
 from vllm_dynin.model_executor.row_layout import RowLayout, prompt_rows
+from vllm_dynin.planning import make_plan
 
 
 class MaskedDiffusionScheduler(Scheduler):
@@ -30,6 +33,7 @@ class MaskedDiffusionScheduler(Scheduler):
         self.num_sampled_tokens_per_step = 0
         self._config = cast(LLaDAConfig, self.vllm_config.model_config.hf_config)
         self._num_slots: dict[str, int] = {}
+        self._media: dict[str, list[MultiModalFeatureSpec]] = {}
         self._last_step: dict[str, int] = {}
 
     def add_request(self, request: Request) -> None:
@@ -39,18 +43,23 @@ class MaskedDiffusionScheduler(Scheduler):
         counts the conditional prompt alone.
         """
         assert request.prompt_token_ids is not None and request.sampling_params is not None
-        plan = plan_request(
+        planned = plan_request(
             request.prompt_token_ids,
             request.sampling_params,
-            self._config,
+            request.mm_features,
             seed=secrets.randbits(63),
         )
-        attach_plan(request.sampling_params, plan)
-        rows = prompt_rows(plan.canvas, RowLayout.of(plan.canvas, self.block_size))
+        attach(request.sampling_params, planned)
+        canvas = make_plan(planned, self._config).canvas
+        layout = RowLayout.of(canvas, self.block_size)
+        rows = prompt_rows(canvas, layout)
         request.prompt_token_ids = rows
         request._all_token_ids[:] = rows
         request.num_prompt_tokens = len(rows)
-        self._num_slots[request.request_id] = plan.canvas.num_slots
+        self._media[request.request_id] = request.mm_features = [
+            _moved(feature, layout.conditional_start) for feature in request.mm_features
+        ]
+        self._num_slots[request.request_id] = canvas.num_slots
         super().add_request(request)
 
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
@@ -58,6 +67,7 @@ class MaskedDiffusionScheduler(Scheduler):
         for request in self.running:
             if request.num_computed_tokens >= request.num_prompt_tokens:  # its prompt is through
                 self._last_step.setdefault(request.request_id, -1)
+                request.mm_features = []  # they are encoded and in the workers' hands
         denoising = [request for request in self.running if request.request_id in self._last_step]
         budget = self.max_num_scheduled_tokens
         for request in sorted(denoising, key=lambda request: self._last_step[request.request_id]):
@@ -81,10 +91,18 @@ class MaskedDiffusionScheduler(Scheduler):
     def _preempt_request(self, request: Request, *args: Any, **kwargs: Any) -> None:
         """A preempted request starts over with a prompt pass."""
         self._last_step.pop(request.request_id, None)
+        request.mm_features = self._media[request.request_id]
         super()._preempt_request(request, *args, **kwargs)
 
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
         """Forget a finished request."""
         self._last_step.pop(request.request_id, None)
         self._num_slots.pop(request.request_id, None)
+        self._media.pop(request.request_id, None)
         return super()._free_request(request, *args, **kwargs)
+
+
+def _moved(feature: MultiModalFeatureSpec, offset: int) -> MultiModalFeatureSpec:
+    """The feature of a medium whose prompt starts `offset` rows later."""
+    position = feature.mm_position
+    return replace(feature, mm_position=replace(position, offset=position.offset + offset))

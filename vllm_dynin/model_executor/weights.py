@@ -12,7 +12,7 @@ from vllm.model_executor.model_loader.weight_utils import default_weight_loader
 from vllm_dynin import checkpoint
 
 if TYPE_CHECKING:
-    from vllm_dynin.model_executor.dynin_omni import DyninOmniForMaskedDiffusion
+    from vllm_dynin.model_executor.masked_diffusion import MaskedDiffusionLM
 
 # Tensor of a block → the layer that holds it, and which shard of a merged layer it is.
 _BLOCK_PLACES: dict[str, tuple[str, str | int | None]] = {
@@ -31,9 +31,7 @@ _TOP_PLACES = {"wte": "transformer.wte", "ln_f": "transformer.ln_f", "ff_out": "
 _NAME = re.compile(r"model\.transformer\.(?:blocks\.(\d+)\.)?(\w+)\.(\w+)")
 
 
-def load_checkpoint(
-    model: DyninOmniForMaskedDiffusion, weights: Iterable[tuple[str, Tensor]]
-) -> set[str]:
+def load_checkpoint(model: MaskedDiffusionLM, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
     """Copy every tensor into its layer.
 
     Args:

@@ -104,7 +104,7 @@ class ImageCodec:
             ValueError: not found, an unknown kind, or tensors that do not fit exactly.
         """
         directory = resolve_checkpoint(path_or_id, revision)
-        network = _build(_parse_config(read_config(directory), directory))
+        network = _build(image_codec_config(directory))
         load_exact(network, read_safetensors(directory), optional=[r"quantize\."])
         if isinstance(network, PatchThreshold):
             network.check()
@@ -243,6 +243,15 @@ class ImageCodec:
                 f"codes span {low}..{high}; they must lie in 0..{self.num_codes - 1} (subtract the "
                 "vocabulary offset first)"
             )
+
+
+def image_codec_config(directory: Path) -> CodecConfig:
+    """Sizes of the image codec in a checkpoint directory, without its weights.
+
+    Raises:
+        ValueError: an unknown kind, or fields that do not describe one.
+    """
+    return _parse_config(read_config(directory), directory)
 
 
 def _build(config: CodecConfig) -> CodecNetwork:

@@ -1,0 +1,86 @@
+"""The model vLLM loads for text: canvas ids in, logits of the wanted rows out. No sampling."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+from torch import Tensor, nn
+from vllm.config import VllmConfig
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+
+from vllm_dynin.config import LLaDAConfig
+from vllm_dynin.model_executor.backbone import BidirectionalTransformer
+from vllm_dynin.model_executor.head import RestrictedHead
+from vllm_dynin.model_executor.step_logits import StepLogits, WantedRows
+from vllm_dynin.model_executor.weights import load_checkpoint
+from vllm_dynin.sampling.columns import Columns
+
+if TYPE_CHECKING:
+    from vllm_dynin.model_executor.model_state import MaskedDiffusionState
+
+
+class MaskedDiffusionLM(nn.Module):
+    """Bidirectional masked-diffusion language model (LLaDA)."""
+
+    packed_modules_mapping: ClassVar[dict[str, list[str]]] = {
+        "qkv_proj": ["q_proj", "k_proj", "v_proj"],
+        "gate_up_proj": ["ff_proj", "up_proj"],
+    }
+
+    @staticmethod
+    def get_model_state_cls() -> type[MaskedDiffusionState]:
+        """VLLM's V2 runner asks for the class that prepares inputs and replaces the sampler."""
+        from vllm_dynin.model_executor.model_state import MaskedDiffusionState
+
+        return MaskedDiffusionState
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
+        super().__init__()
+        config = cast(LLaDAConfig, vllm_config.model_config.hf_config)
+        self.config = config
+        self.is_quantized = vllm_config.quant_config is not None
+        self.transformer = BidirectionalTransformer(config, vllm_config, f"{prefix}transformer")
+        self.lm_head = ParallelLMHead(
+            config.vocab_size,
+            config.d_model,
+            quant_config=vllm_config.quant_config,
+            prefix=f"{prefix}lm_head",
+        )
+        self.head = RestrictedHead(self.lm_head)
+        self.wanted: list[WantedRows] = []
+        """Set by the model state before each forward: the rows whose logits the sampler needs."""
+        self._hidden_TD: Tensor | None = None
+
+    def embed_input_ids(self, input_ids: Tensor) -> Tensor:
+        """Rows of the token table."""
+        return self.transformer.wte(input_ids)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        positions: Tensor,
+        intermediate_tensors: Any = None,
+        inputs_embeds: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Hidden states [T, D] of all rows of the step."""
+        self._hidden_TD = self.transformer(input_ids, positions)
+        return self._hidden_TD
+
+    def compute_logits(self, hidden_states: Tensor) -> StepLogits | Tensor:
+        """Logits of the wanted rows, which the sampler reads request by request.
+
+        vLLM passes the hidden states of every undecided slot; the rows that matter are fewer, and
+        a guided request also needs rows of its second stream, so `wanted` is what counts. Without
+        it (vLLM measuring memory) the argument's rows get logits over the whole table.
+        """
+        if self.wanted:
+            assert self._hidden_TD is not None
+            return StepLogits(self.head, self._hidden_TD, self.wanted)
+        whole = Columns(((0, self.config.vocab_size),))
+        return self.head(hidden_states[: StepLogits.max_rows(whole)], whole)
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
+        """Load the published tensor names; see weights.py."""
+        return load_checkpoint(self, weights)

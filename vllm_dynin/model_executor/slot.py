@@ -1,0 +1,91 @@
+"""One running request on a worker: its canvas, its rows, and the media it waits for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from vllm_dynin.config import LLaDAConfig
+from vllm_dynin.model_executor.row_layout import RowLayout, prompt_rows, row_positions
+from vllm_dynin.model_executor.step_logits import WantedRows
+from vllm_dynin.planning import PlanRequest, make_plan
+from vllm_dynin.sampling.decoder import CanvasDecoder
+
+
+class Slot:
+    """State of one request, complete once its media are encoded.
+
+    Args:
+        request: what its plan is made from.
+        config: of the checkpoint.
+        block_size: rows of a KV block.
+        device: where the model runs.
+        committed: ids given out before the request was preempted.
+        media: content hashes of its media, in order.
+    """
+
+    def __init__(
+        self,
+        request: PlanRequest,
+        config: LLaDAConfig,
+        block_size: int,
+        device: torch.device,
+        committed: tuple[int, ...] = (),
+        media: Sequence[str] = (),
+    ) -> None:
+        self.num_emitted = len(committed)
+        self._request, self._config, self._block_size = request, config, block_size
+        self._device, self._committed = device, committed
+        self._codes: list[Tensor | None] = [None] * len(media)
+        self._media = tuple(media)
+        self.is_ready = False
+        if not media:
+            self._start()
+
+    def take_media(self, encoded: Mapping[str, Tensor]) -> None:
+        """Copy what has been encoded of this request's media; start when nothing is missing.
+
+        Args:
+            encoded: int64 [n, 1] token ids by content hash.
+        """
+        for index, name in enumerate(self._media):
+            if self._codes[index] is None and name in encoded:
+                self._codes[index] = encoded[name][:, 0]
+        if not self.is_ready and all(codes is not None for codes in self._codes):
+            self._start()
+
+    def _start(self) -> None:
+        codes = [codes.tolist() for codes in self._codes if codes is not None]
+        plan = make_plan(self._request.with_media(codes), self._config)
+        self.decoder = CanvasDecoder(plan, self._device, self._committed)
+        self.layout = RowLayout.of(plan.canvas, self._block_size)
+        positions = row_positions(plan.canvas, self.layout)
+        self.positions = torch.tensor(positions, device=self._device)
+        rows = [*prompt_rows(plan.canvas, self.layout), *plan.canvas.slots]
+        self._ids = torch.tensor(rows, device=self._device)
+        self.is_ready = True
+
+    def ids(self) -> Tensor:
+        """int64: ids of all rows as the canvas stands now."""
+        layout = self.layout
+        self._ids[layout.canvas :] = self.decoder.ids
+        if layout.unconditional_stop:
+            unconditional = self.decoder.unconditional_ids()
+            self._ids[layout.unconditional_canvas : layout.unconditional_stop] = unconditional
+        return self._ids
+
+    def wanted_rows(self, slots: Tensor, first_row: int) -> WantedRows:
+        """Rows of the step that hold `slots`, for a request whose rows start at `first_row`."""
+        plan = self.decoder.plan
+        rows = slots + (first_row + self.layout.canvas)
+        if plan.canvas.unconditional is None:
+            return WantedRows(rows=rows, columns=self.decoder.columns)
+        return WantedRows(
+            rows=rows,
+            columns=self.decoder.columns,
+            unconditional_rows=slots + (first_row + self.layout.unconditional_canvas),
+            guidance_scale=plan.guidance_scale,
+            form=plan.canvas.unconditional.form,
+        )

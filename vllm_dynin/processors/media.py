@@ -1,0 +1,160 @@
+"""Which codecs a checkpoint comes with, and what a medium becomes before they are run.
+
+The frontend opens, resizes and resamples media and must know how many tokens each will be; the
+codecs themselves run where the model runs. So the folder of each codec is found once, and its
+weights are loaded by whoever encodes or decodes.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from vllm_dynin.config import LLaDAConfig
+from vllm_dynin.processors.codecs.image import ImageCodec, image_codec_config
+from vllm_dynin.processors.codecs.loading import resolve_checkpoint
+from vllm_dynin.tokens import Vocabulary
+
+if TYPE_CHECKING:
+    from vllm_dynin.processors.codecs.speech import SpeechCodec
+
+logger = logging.getLogger(__name__)
+
+IMAGE_CODEC, SPEECH_CODEC = "image_codec", "speech_codec"
+"""Fields of `config.json` that name a codec, and folders of a checkpoint that hold one."""
+
+AUDIO_RATE = 16_000
+"""Samples per second at which speech codecs listen."""
+
+_PUBLISHED = {
+    ("dynin_omni", IMAGE_CODEC): "snu-aidas/magvitv2",
+    ("dynin_omni", SPEECH_CODEC): "snu-aidas/emova_speech_tokenizer_hf",
+    ("mmada", IMAGE_CODEC): "showlab/magvitv2",
+}
+
+
+@dataclass(frozen=True)
+class CodecFolders:
+    """Local folders of a checkpoint's codecs; None where there is none.
+
+    Args:
+        image: folder of the image codec.
+        speech: folder of the speech codec.
+    """
+
+    image: str | None = None
+    speech: str | None = None
+
+    @classmethod
+    def find(cls, model_path: str, config: LLaDAConfig) -> CodecFolders:
+        """Look in the config, then in the checkpoint, then for the published one.
+
+        A codec that cannot be had switches its modality off; the log says so.
+        """
+        image = speech = None
+        if config.image_codebook_size:
+            image = _find(model_path, config, IMAGE_CODEC)
+        if config.speech_codebook_size:
+            speech = _find(model_path, config, SPEECH_CODEC)
+        return cls(image=image, speech=speech)
+
+
+def _find(model_path: str, config: LLaDAConfig, name: str) -> str | None:
+    named = getattr(config, name, None)
+    inside = Path(model_path) / (named or name)
+    if inside.is_dir():
+        return str(inside)
+    reference = named or _PUBLISHED.get((config.model_type, name))
+    if reference is None:
+        return None
+    try:
+        return str(resolve_checkpoint(reference))
+    except ValueError as error:
+        logger.warning("%s is off: %s", name.replace("_codec", " input and output"), error)
+        return None
+
+
+class MediaCodecs:
+    """The codecs of one checkpoint, loaded at first use.
+
+    Args:
+        folders: where they are.
+        device: where they run.
+        vocabulary: ids of the checkpoint.
+    """
+
+    def __init__(self, folders: CodecFolders, device: torch.device, vocabulary: Vocabulary) -> None:
+        self._folders, self._device, self._vocabulary = folders, device, vocabulary
+
+    @cached_property
+    def image(self) -> ImageCodec:
+        """The image codec.
+
+        Raises:
+            ValueError: the checkpoint has none, or it has more codes than the vocabulary.
+        """
+        codec = ImageCodec.from_pretrained(
+            _required(self._folders.image, "image"), device=self._device
+        )
+        _check_size("image", codec.num_codes, len(self._vocabulary.image))
+        return codec
+
+    @cached_property
+    def speech(self) -> SpeechCodec:
+        """The speech codec.
+
+        Raises:
+            ValueError: the checkpoint has none, or it has more units than the vocabulary.
+        """
+        from vllm_dynin.processors.codecs.speech import SpeechCodec
+
+        codec = SpeechCodec.from_pretrained(
+            _required(self._folders.speech, "speech"), device=self._device
+        )
+        _check_size("speech", codec.num_units, len(self._vocabulary.speech))
+        return codec
+
+    def image_ids(self, pixels_B3HW: Tensor) -> Tensor:
+        """int64 [B, N]: token ids of normalised images."""
+        return self.image.encode_pixels(pixels_B3HW) + self._vocabulary.image.start
+
+    def speech_ids(self, waveform_N: Tensor) -> Tensor:
+        """int64 [U]: token ids of a recording at `AUDIO_RATE`, repeats collapsed."""
+        units = self.speech.encode(waveform_N.cpu().numpy(), AUDIO_RATE)
+        return torch.tensor(units, dtype=torch.int64) + self._vocabulary.speech.start
+
+
+def _required(folder: str | None, medium: str) -> str:
+    if folder is None:
+        raise ValueError(
+            f"this checkpoint has no {medium} codec; put one into its folder as {medium}_codec/, "
+            f"or name one in config.json as {medium}_codec"
+        )
+    return folder
+
+
+def _check_size(medium: str, found: int, expected: int) -> None:
+    if found > expected:
+        raise ValueError(
+            f"the {medium} codec has {found} codes but the vocabulary {expected}; use the codec "
+            "that belongs to the checkpoint"
+        )
+
+
+@cache
+def codec_patch(folder: str) -> int:
+    """Pixels per code, along each side, of the image codec in a folder."""
+    return image_codec_config(Path(folder)).patch
+
+
+def max_speech_units(folder: str, num_samples: int) -> int:
+    """Most units that a recording of so many samples at `AUDIO_RATE` can become."""
+    from vllm_dynin.processors.codecs.speech import speech_codec_config
+
+    return speech_codec_config(Path(folder)).max_units(num_samples)
