@@ -359,7 +359,7 @@ class TestReplacing:
             "vllm.v1.worker.gpu.input_batch._expand_idx_mapping_kernel": other_arguments,
             "vllm.v1.worker.gpu.input_batch._post_update_kernel": runner_cpu.post_update,
         }
-        monkeypatch.setattr(compat, "OVERRIDES", overrides)
+        monkeypatch.setattr(runner_cpu, "OVERRIDES", overrides)
         with caplog.at_level(logging.WARNING, logger=compat.logger.name):
             replaced = compat.replace_runner_kernels()
         assert replaced == ["vllm.v1.worker.gpu.input_batch._post_update_kernel"]

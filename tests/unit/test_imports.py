@@ -24,11 +24,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "kernels": set(),
     "sampling": BASE | {"kernels"},
     "processors": BASE | {"checkpoint", "kernels", "sampling"},
+    "planning": BASE | {"processors", "sampling"},
     "outputs": BASE | {"processors", "sampling"},
-    "reference": BASE | {"checkpoint", "kernels", "sampling", "processors"},
-    "compat": BASE | {"kernels"},
-    "model_executor": BASE | {"checkpoint", "kernels", "sampling", "processors", "compat"},
-    "training_ext": BASE | {"checkpoint", "kernels", "sampling", "processors", "reference"},
+    "reference": BASE | {"checkpoint", "kernels", "sampling", "processors", "planning"},
+    "compat": BASE | {"kernels", "model_executor"},
+    "model_executor": BASE
+    | {"checkpoint", "kernels", "sampling", "processors", "planning", "compat"},
+    "training_ext": BASE
+    | {"checkpoint", "kernels", "sampling", "processors", "planning", "reference"},
 }
 # May import anything of ours; training_ext only inside a function, so that serving never does.
 TOP = {"__init__", "entrypoints", "api"}

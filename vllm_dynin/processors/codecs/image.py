@@ -110,11 +110,22 @@ class ImageCodec:
             network.check()
         return cls(network, **kwargs)
 
-    def save_pretrained(self, directory: str | Path) -> None:
-        """Write `config.json` and `model.safetensors`, as `from_pretrained` reads them."""
+    def save_pretrained(self, directory: str | Path, dtype: torch.dtype | None = None) -> None:
+        """Write `config.json` and `model.safetensors`, as `from_pretrained` reads them.
+
+        Args:
+            directory: created where needed; the two files are overwritten.
+            dtype: of the file, to save space; loading casts back to float32. By default each
+                tensor is written as it is. The quantiser's tables are computed, so left out.
+        """
         kind = next(k for k, network in _NETWORKS.items() if isinstance(self.network, network))
         config = {_KIND_FIELD: kind, **self.network.config.to_dict()}
-        save_checkpoint(Path(directory), config, self.network)
+        tensors = {
+            name: tensor if dtype is None else tensor.to(dtype)
+            for name, tensor in self.network.state_dict().items()
+            if not name.startswith("quantize.")
+        }
+        save_checkpoint(Path(directory), config, tensors)
 
     @property
     def patch(self) -> int:

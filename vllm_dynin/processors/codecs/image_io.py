@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vllm_dynin.processors.codecs.limits import (
     DEFAULT_LIMITS,
@@ -44,7 +44,7 @@ ImageSource = (
 Image.init()
 FORMATS = tuple(
     name
-    for name in ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
+    for name in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
     if name in Image.OPEN
 )
 
@@ -113,6 +113,8 @@ def _decode(image: Image.Image, limits: MediaLimits) -> Image.Image:
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):  # its text is the address of a Python object
+        return "unknown format or incomplete header"
     return f"{type(error).__name__}: {error}"[:200]
 
 

@@ -134,18 +134,20 @@ def _read_sharded(index: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def save_checkpoint(directory: Path, config: Mapping[str, Any], module: nn.Module) -> None:
-    """Write `config.json` and `model.safetensors` so that `read_*` and `load_exact` take them back.
+def save_checkpoint(
+    directory: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> None:
+    """Write `config.json` and `model.safetensors`, as `read_config` and `read_safetensors` read.
 
     Args:
         directory: created where needed; the two files are overwritten.
         config: JSON-serialisable.
-        module: its whole state dict is written.
+        tensors: on any device; written in their dtypes.
     """
     directory.mkdir(parents=True, exist_ok=True)
     (directory / CONFIG_NAME).write_text(json.dumps(dict(config), indent=2) + "\n", "utf-8")
-    tensors = {name: t.detach().cpu().contiguous() for name, t in module.state_dict().items()}
-    save_file(tensors, directory / WEIGHTS_NAME, metadata={"format": "pt"})
+    ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(ready, directory / WEIGHTS_NAME, metadata={"format": "pt"})
 
 
 @contextmanager

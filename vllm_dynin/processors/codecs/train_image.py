@@ -46,7 +46,7 @@ class TrainConfig:
 
     steps: int = 1000
     batch_size: int = 8
-    crop: int = 64
+    crop: int = 32
     learning_rate: float = 3e-3
     commitment: float = 0.05
     diversity: float = 0.3
@@ -98,7 +98,7 @@ def train(images: Sequence[Image.Image], network: MagvitConfig, config: TrainCon
 
 
 def _dependence(latents_BKhw: Tensor) -> Tensor:
-    """Mean squared second moment, off the diagonal, of the (softened) bits with a constant added."""
+    """Mean square of the (softened) bits' means and products of pairs."""
     bits_PK = torch.tanh(latents_BKhw).movedim(1, -1).flatten(0, -2)
     bits_PK = torch.cat([torch.ones_like(bits_PK[:, :1]), bits_PK], dim=1)
     moments = bits_PK.T @ bits_PK / len(bits_PK)
@@ -106,7 +106,7 @@ def _dependence(latents_BKhw: Tensor) -> Tensor:
 
 
 def _crops(images: Sequence[Image.Image], config: TrainConfig) -> Iterator[Tensor]:
-    """Batches [B, 3, crop, crop]; an image is drawn by its area, half are mirrored."""
+    """Batches [B, 3, crop, crop]; an image is drawn by its area, then varied."""
     pixels = [to_pixels([image])[0] for image in images]
     areas = torch.tensor([float(image.shape[1] * image.shape[2]) for image in pixels])
     for _ in range(config.steps):
@@ -149,7 +149,7 @@ def main(arguments: list[str] | None = None) -> None:
         model = train(images, MagvitConfig.toy(), config)
     except ValueError as error:
         parser.error(str(error))
-    ImageCodec(model).save_pretrained(options.out)
+    ImageCodec(model).save_pretrained(options.out, dtype=torch.float16)
     print(f"{options.steps} steps in {time.perf_counter() - start:.0f} s; wrote {options.out}")
 
 

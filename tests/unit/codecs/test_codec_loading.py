@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from vllm_dynin.processors.codecs.convert import convert
+from vllm_dynin.processors.codecs.convert import convert, main
 from vllm_dynin.processors.codecs.loading import (
     float32_default,
     fold_weight_norm,
@@ -157,7 +157,7 @@ def test_float32_default_restores_even_after_an_error():
 
 def test_save_and_read_back(tmp_path):
     module = Small()
-    save_checkpoint(tmp_path / "new", {"a": 1}, module)
+    save_checkpoint(tmp_path / "new", {"a": 1}, module.state_dict())
     assert read_config(tmp_path / "new") == {"a": 1}
     read = read_safetensors(tmp_path / "new")
     assert all(torch.equal(v, read[k]) for k, v in module.state_dict().items())
@@ -252,7 +252,7 @@ def test_repository_offline_says_what_to_do(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("key", [None, "state_dict", "model"])
-def test_converter(tmp_path, key):
+def test_converter(tmp_path, capsys, key):
     shared = torch.arange(12.0)
     tensors = {"a": shared, "b": shared[:4], "c": torch.ones(3, 4).T, "step": 7}
     source = tmp_path / "old" / "pytorch_model.bin"
@@ -260,28 +260,28 @@ def test_converter(tmp_path, key):
     (source.parent / "config.json").write_text('{"x": 1}')
     torch.save(tensors if key is None else {key: tensors, "epoch": 3}, source)
     out = tmp_path / "new"
-    run = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "vllm_dynin.processors.codecs.convert",
-            source,
-            out,
-            "--add-prefix",
-            "encoder.",
-        ],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    main([str(source), str(out), "--add-prefix", "encoder."])
+    said = capsys.readouterr().out
     read = load_file(out / "model.safetensors")
     assert set(read) == {"encoder.a", "encoder.b", "encoder.c"}
     assert torch.equal(read["encoder.b"], shared[:4]) and read["encoder.c"].shape == (4, 3)
     assert read_config(out) == {"x": 1}
-    for said in ("3 tensors, 28 numbers", "left out 'step'", "shared memory", "copied config.json"):
-        assert said in run.stdout
+    for part in ("3 tensors, 28 numbers", "left out 'step'", "shared memory", "copied config.json"):
+        assert part in said
     with pytest.raises(ValueError, match="exists already"):
         convert(source, out)
+
+
+def test_converter_is_a_command(tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "vllm_dynin.processors.codecs.convert",
+        tmp_path / "a",
+        tmp_path,
+    ]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 2 and "cannot be read as plain tensors" in run.stderr
 
 
 class Evil:
