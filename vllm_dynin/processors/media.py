@@ -59,18 +59,20 @@ class CodecFolders:
         """
         image = speech = None
         if config.image_codebook_size:
-            image = _find(model_path, config, IMAGE_CODEC)
+            named = getattr(config, IMAGE_CODEC, None)
+            image = _find(model_path, config.model_type, IMAGE_CODEC, named)
         if config.speech_codebook_size:
-            speech = _find(model_path, config, SPEECH_CODEC)
+            named = getattr(config, SPEECH_CODEC, None)
+            speech = _find(model_path, config.model_type, SPEECH_CODEC, named)
         return cls(image=image, speech=speech)
 
 
-def _find(model_path: str, config: LLaDAConfig, name: str) -> str | None:
-    named = getattr(config, name, None)
+@cache
+def _find(model_path: str, model_type: str, name: str, named: str | None) -> str | None:
     inside = Path(model_path) / (named or name)
     if inside.is_dir():
         return str(inside)
-    reference = named or _PUBLISHED.get((config.model_type, name))
+    reference = named or _PUBLISHED.get((model_type, name))
     if reference is None:
         return None
     try:
