@@ -113,6 +113,7 @@ class MMadaConfig(LLaDAConfig):
 
     Args:
         codebook_size: the original's name of `image_codebook_size`.
+        image_patch: pixels per image code, along each side.
         image_resolution: pixels a side of an image that is asked about, where the request does
             not say (paper).
         video_resolution: the same for the frames of a video (paper).
@@ -128,6 +129,7 @@ class MMadaConfig(LLaDAConfig):
         self,
         *,
         codebook_size: int = 8_192,
+        image_patch: int = 16,
         image_resolution: int = 480,
         video_resolution: int = 224,
         video_num_frames: int = 5,
@@ -136,6 +138,7 @@ class MMadaConfig(LLaDAConfig):
         **kwargs: Any,
     ) -> None:
         kwargs.setdefault("image_codebook_size", codebook_size)
+        self.image_patch = image_patch
         self.image_resolution, self.video_resolution = image_resolution, video_resolution
         self.video_num_frames = video_num_frames
         self.generation_resolution, self.edit_resolution = generation_resolution, edit_resolution

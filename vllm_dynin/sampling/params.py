@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_type_hi
 import msgspec
 from msgspec import Meta
 
+from vllm_dynin.canvas import Parity, Task
+
 if TYPE_CHECKING:
     from vllm import SamplingParams
 
@@ -22,13 +24,8 @@ MAX_STEPS = 8_192
 """Bound on `dynin_steps`; steps beyond one a token change nothing."""
 MAX_CFG_SCALE = 100.0
 
-Task = Literal["t2t"]
-Parity = Literal["default", "reference"]
-
-DEFAULT_BLOCK_LENGTH = 16
-"""Tokens per block of a text answer (paper: block 16, 1,024 steps for 1,024 tokens)."""
-DEFAULT_MAX_TOKENS = 1_024
-"""Length of a text answer where the client states none (paper)."""
+Side = Annotated[int, Meta(ge=1, le=8_192)]
+"""Pixels along one side of a generated image."""
 
 
 class DenoiseParams(
@@ -41,22 +38,57 @@ class DenoiseParams(
     """
 
     task: Task | None = None
-    """What the request asks for; inferred from its input where that is unambiguous."""
+    """Direction, as in `canvas.Task`; by default the one whose task token opens the prompt."""
 
     steps: Annotated[int, Meta(ge=1, le=MAX_STEPS)] | None = None
-    """Denoising steps over all blocks together. Default: one per token. Shared out over the blocks
-    in proportion to their length, at least one each; a step that would unmask nothing is skipped.
-    """
+    """Denoising steps, for text and speech over all blocks together. Default: one per token for
+    text and speech, 16 for a new image, 128 for an edit. Shared out over the blocks of a text in
+    proportion to their length, at least one each; a step that would unmask nothing is skipped."""
 
     block_length: Annotated[int, Meta(ge=1, le=MAX_STEPS)] | None = None
-    """Tokens denoised together, blocks left to right. The last block may be shorter. Default 16."""
+    """Tokens denoised together, blocks left to right; the last block may be shorter. Default 16
+    for text, 128 for speech. Images have no blocks."""
 
     cfg_scale: Annotated[float, Meta(ge=0.0, le=MAX_CFG_SCALE)] | None = None
-    """Classifier-free guidance s in `u + (s + 1)(c - u)`; 0 (the default) is off and costs nothing,
-    more doubles the rows of the forward."""
+    """Classifier-free guidance s in `u + (s + 1)(c - u)`; 0 is off and costs nothing, more doubles
+    the rows of the forward. Default 3.5 for a new image, 2.5 for an edit and for text to speech,
+    otherwise 0."""
+
+    guidance_scale: Annotated[float, Meta(ge=0.0, le=MAX_CFG_SCALE)] | None = None
+    """The same quantity under the name image users know; give one of the two."""
+
+    uncond_prompt_token_ids: tuple[int, ...] | None = None
+    """Head to guide away from, up to and not including the first target slot. Default: the
+    direction's own, see docs/decisions.md."""
+
+    noise_schedule: Literal["cosine", "linear", "pow", "sigmoid"] | None = None
+    """How fast an image fills in over its steps. Default cosine."""
+
+    resolution: Side | None = None
+    """Pixels a side of a square generated image; a multiple of the codec's patch (16)."""
+
+    width: Side | None = None
+    """Pixels across a generated image; goes with `height`, instead of `resolution`."""
+
+    height: Side | None = None
+    """Pixels down a generated image."""
+
+    max_duration: Annotated[float, Meta(gt=0.0, le=600.0)] | None = None
+    """Longest speech to generate, in seconds at 25 units a second; instead of `max_tokens`. Units
+    are free of repeats, so the spoken result is usually longer."""
+
+    style: str | None = None
+    """How generated speech sounds, e.g. `gender-female_emotion-happy_speed-normal_pitch-high`;
+    used when it is turned into sound."""
+
+    text_tokens: Annotated[int, Meta(ge=1, le=MAX_STEPS)] | None = None
+    """Tokens of the text behind the image of a mixed answer (ti2ti). Default 128."""
+
+    target_token_ids: tuple[int, ...] | None = None
+    """Infilling: the whole answer, with the mask id where to generate; other ids are kept."""
 
     remasking: Literal["low_confidence", "random"] | None = None
-    """Which masked tokens a step keeps: the most confident (default) or random ones."""
+    """Which masked text tokens a step keeps: the most confident (default) or random ones."""
 
     stop_at_eos: bool | None = None
     """End with the first completed block that contains EOS or `<|eot_id|>`, and cut there; the
@@ -82,9 +114,26 @@ class DenoiseParams(
             if name not in cls.__struct_fields__:
                 raise ValueError(_unknown_option(name, cls.__struct_fields__))
         try:
-            return msgspec.convert(ours, cls)
+            params = msgspec.convert(ours, cls)
         except msgspec.ValidationError as error:
             raise ValueError(_explain(error, ours)) from None
+        params._check_pairs()
+        return params
+
+    def _check_pairs(self) -> None:
+        if self.cfg_scale is not None and self.guidance_scale is not None:
+            raise ValueError(
+                "dynin_cfg_scale and dynin_guidance_scale are the same quantity; give one of them"
+            )
+        if (self.width is None) != (self.height is None):
+            raise ValueError(
+                "dynin_width and dynin_height go together; give both, or one "
+                "dynin_resolution for a square"
+            )
+        if self.resolution is not None and self.width is not None:
+            raise ValueError(
+                "dynin_resolution stands for a square; give it, or dynin_width and dynin_height"
+            )
 
     def to_extra_args(self) -> dict[str, Any]:
         """The options that were set, as `SamplingParams.extra_args` wants them."""
@@ -94,12 +143,15 @@ class DenoiseParams(
         """Build vLLM's `SamplingParams` with these options in it.
 
         Args:
-            standard: vLLM's own fields, e.g. `max_tokens=256, temperature=0, seed=1`.
+            standard: vLLM's own fields, e.g. `max_tokens=256, temperature=0, seed=1`. Without
+                `max_tokens` the length is the task's default.
 
         Raises:
             ValueError: an option is out of range.
         """
         from vllm import SamplingParams  # sampling/ is importable without vLLM
+
+        standard.setdefault("max_tokens", None)  # the task's default length
 
         own = self.to_extra_args()
         self.parse(own)  # constructing a struct checks nothing
