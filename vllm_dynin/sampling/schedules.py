@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_POWER = re.compile(r"pow(?=[\d.]*[1-9])(\d+|\d*\.\d+)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,3 +58,35 @@ def block_spans(num_slots: int, block_length: int, num_steps: int) -> Iterator[B
         stop = min(start + block_length, num_slots)
         share = num_steps * stop // num_slots - num_steps * start // num_slots
         yield BlockSpan(start=start, stop=stop, num_steps=max(1, share))
+
+
+def mask_ratio(schedule: str, t: Tensor) -> Tensor:
+    """Share of the targets that is masked at time t: 1 at t = 0, down to about 0 at t = 1.
+
+    Args:
+        schedule: `cosine` cos(πt/2); `linear` 1 - t; `pow<E>` 1 - t^E, e.g. `pow2` or `pow0.5`;
+            `sigmoid` from -3 to 3.
+        t: floating, any shape, in [0, 1]; decoding uses float32 as the original does.
+
+    Returns:
+        Ratios of the same shape and dtype. All but cosine are clamped to [1e-6, 1]; cosine at
+        t = 1 is -4.4e-8 in float32.
+
+    Raises:
+        ValueError: the schedule is unknown.
+
+    Source: `get_mask_schedule` of Dynin-Omni (after MaskGIT / Muse).
+    """
+    if schedule == "cosine":
+        return torch.cos(t * math.pi * 0.5)
+    if schedule == "linear":
+        return (1 - t).clamp(1e-6, 1)
+    if schedule == "sigmoid":
+        low, high = torch.tensor(-3.0).sigmoid(), torch.tensor(3.0).sigmoid()
+        return ((high - (t * 6 - 3).sigmoid()) / (high - low)).clamp(1e-6, 1)
+    if (power := _POWER.fullmatch(schedule)) is not None:
+        return (1 - t ** float(power[1])).clamp(1e-6, 1)
+    raise ValueError(
+        f"mask schedule {schedule!r} is unknown; use cosine, linear, sigmoid, or pow with a "
+        "positive exponent such as pow2 or pow0.5"
+    )
