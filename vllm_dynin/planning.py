@@ -6,15 +6,26 @@ which both follow the plan. No vLLM here.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
-from vllm_dynin.canvas import Canvas, Parity, Task
-from vllm_dynin.config import LLaDAConfig
-from vllm_dynin.processors.templates import from_head
+from vllm_dynin.canvas import Canvas, Decoder, Parity, Region, Task
+from vllm_dynin.config import LLaDAConfig, MMadaConfig
+from vllm_dynin.defaults import (
+    DEFAULT_MIXED_TEXT,
+    TASK_DEFAULTS,
+    UNITS_PER_SECOND,
+    TaskDefaults,
+)
+from vllm_dynin.processors.templates import DIRECTIONS, from_head, infer_task
 from vllm_dynin.sampling.block import BlockOptions
-from vllm_dynin.sampling.decoder import Plan
-from vllm_dynin.sampling.params import DEFAULT_BLOCK_LENGTH, DenoiseParams
+from vllm_dynin.sampling.decoder import Plan, RegionOptions
+from vllm_dynin.sampling.maskgit import MaskGitOptions
+from vllm_dynin.sampling.params import DenoiseParams
+from vllm_dynin.sampling.speech import SpeechOptions
+from vllm_dynin.tokens import Modality
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,13 +33,13 @@ class StandardOptions:
     """The options every serving system has, under their usual names.
 
     Args:
-        max_tokens: slots to generate.
+        max_tokens: tokens to generate; None is the task's default. Images go by their resolution.
         temperature: 0 is greedy.
         seed: of all draws of the request.
         logprobs: alternatives to report for each token, None for no log-probabilities.
     """
 
-    max_tokens: int
+    max_tokens: int | None = None
     temperature: float = 0.0
     seed: int = 0
     logprobs: int | None = None
@@ -83,32 +94,142 @@ def make_plan(request: PlanRequest, config: LLaDAConfig) -> Plan:
         config: of the checkpoint; its `vocab_size` is the row count of the table.
 
     Raises:
-        ValueError: the prompt is not one the task can have.
+        ValueError: the prompt is not one the task can have, or an option does not fit the task.
     """
-    standard, options = request.standard, request.options
-    scale = options.cfg_scale or 0.0
+    options = request.options
+    task = options.task or infer_task(request.prompt_ids, config.vocabulary)
+    defaults = TASK_DEFAULTS[task]
+    scale = guidance_scale(options, task)
+    _refuse_foreign(options, task)
     canvas = from_head(
         request.prompt_ids,
-        standard.max_tokens,
+        _targets(request, task, config),
         vocabulary=config.vocabulary,
         num_rows=config.vocab_size,
-        parity=Parity(options.parity or Parity.DEFAULT),
-        task=None if options.task is None else Task(options.task),
+        parity=options.parity or Parity.DEFAULT,
+        task=task,
+        text_targets=_text_targets(options, task),
         is_guided=scale > 0,
+        unconditional_head=options.uncond_prompt_token_ids,
     )
-    return Plan(
-        canvas=canvas,
-        guidance_scale=scale,
-        options=BlockOptions(
-            block_length=options.block_length or DEFAULT_BLOCK_LENGTH,
-            num_steps=options.steps or _num_slots(canvas),
+    regions = tuple(_region_options(region, canvas, request, defaults) for region in canvas.regions)
+    return Plan(canvas=canvas, options=regions, guidance_scale=scale)
+
+
+def guidance_scale(options: DenoiseParams, task: Task) -> float:
+    """S of classifier-free guidance: the request's, or the task's default."""
+    for scale in (options.cfg_scale, options.guidance_scale):
+        if scale is not None:
+            return scale
+    return TASK_DEFAULTS[task].guidance_scale
+
+
+def image_size(options: DenoiseParams, task: Task, config: MMadaConfig) -> tuple[int, int]:
+    """Height and width in pixels of the image a request asks for.
+
+    Raises:
+        ValueError: a side is no multiple of the codec's patch.
+    """
+    default = config.generation_resolution
+    if task is not Task.TEXT_TO_IMAGE:
+        default = config.edit_resolution
+    side = options.resolution or default
+    height, width = options.height or side, options.width or side
+    if height % config.image_patch or width % config.image_patch:
+        raise ValueError(
+            f"an image of {width}×{height} pixels (width × height): both must be multiples of "
+            f"{config.image_patch}, the pixels per code"
+        )
+    return height, width
+
+
+def _targets(request: PlanRequest, task: Task, config: LLaDAConfig) -> int | Sequence[int]:
+    """Slots of the answer, or of its image where it has one."""
+    options, output = request.options, DIRECTIONS[task].output
+    known = options.target_token_ids
+    if output is Modality.IMAGE:
+        config = cast(MMadaConfig, config)
+        height, width = image_size(options, task, config)
+        count = (height // config.image_patch) * (width // config.image_patch)
+        if known is not None and len(known) != count:
+            raise ValueError(
+                f"dynin_target_token_ids has {len(known)} ids, but an image of {width}×{height} "
+                f"pixels has {count} codes; give one id per code, the mask id where to generate"
+            )
+        return count if known is None else known
+    if known is not None:
+        return known
+    if options.max_duration is not None:
+        return math.ceil(options.max_duration * UNITS_PER_SECOND)
+    return request.standard.max_tokens or TASK_DEFAULTS[task].max_tokens
+
+
+def _text_targets(options: DenoiseParams, task: Task) -> int | None:
+    if task is not Task.TEXT_IMAGE_TO_TEXT_IMAGE:
+        return None
+    return options.text_tokens or DEFAULT_MIXED_TEXT
+
+
+# Options that mean something for one kind of output only.
+_BY_OUTPUT = {
+    Modality.IMAGE: ("noise_schedule", "resolution", "width", "height"),
+    Modality.SPEECH: ("max_duration", "style"),
+    Modality.TEXT: ("remasking",),
+}
+
+
+def _refuse_foreign(options: DenoiseParams, task: Task) -> None:
+    output = DIRECTIONS[task].output
+    is_mixed = task is Task.TEXT_IMAGE_TO_TEXT_IMAGE
+    for kind, names in _BY_OUTPUT.items():
+        if kind is output or (is_mixed and kind is Modality.TEXT):
+            continue
+        for name in names:
+            if (value := getattr(options, name)) is not None:
+                raise ValueError(
+                    f"dynin_{name}={value!r} is for {kind.value} output, but {task.value} makes "
+                    f"{output.value}; leave it out"
+                )
+    if options.text_tokens is not None and not is_mixed:
+        raise ValueError(
+            f"dynin_text_tokens={options.text_tokens} is for ti2ti, not for {task.value}; "
+            "use max_tokens"
+        )
+    if options.block_length is not None and output is Modality.IMAGE and not is_mixed:
+        raise ValueError(
+            f"dynin_block_length={options.block_length}: an image is decoded as a whole; "
+            "leave it out"
+        )
+
+
+def _region_options(
+    region: Region, canvas: Canvas, request: PlanRequest, defaults: TaskDefaults
+) -> RegionOptions:
+    standard, options = request.standard, request.options
+    steps = options.steps or defaults.num_steps
+    if region.decoder is Decoder.MASKGIT:
+        return MaskGitOptions(
+            num_steps=steps or region.num_slots,
+            schedule=options.noise_schedule or "cosine",
             temperature=standard.temperature,
-            remasking=options.remasking or "low_confidence",
+            parity=canvas.parity,
             seed=standard.seed,
             num_logprobs=standard.logprobs,
-        ),
+        )
+    if region.decoder is Decoder.SPEECH:
+        return SpeechOptions(
+            block_length=options.block_length or defaults.block_length,
+            num_steps=steps or region.num_slots,
+            temperature=standard.temperature,
+            parity=canvas.parity,
+            seed=standard.seed,
+            num_logprobs=standard.logprobs,
+        )
+    return BlockOptions(
+        block_length=options.block_length or defaults.block_length,
+        num_steps=options.steps or region.num_slots,
+        temperature=standard.temperature,
+        remasking=options.remasking or "low_confidence",
+        seed=standard.seed,
+        num_logprobs=standard.logprobs,
     )
-
-
-def _num_slots(canvas: Canvas) -> int:
-    return sum(region.num_slots for region in canvas.regions)

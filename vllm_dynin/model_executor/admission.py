@@ -11,12 +11,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
-from vllm_dynin.canvas import Canvas
+from vllm_dynin.canvas import Canvas, Decoder, Parity
 from vllm_dynin.config import LLaDAConfig
+from vllm_dynin.defaults import TASK_DEFAULTS
 from vllm_dynin.model_executor import plan_transport
 from vllm_dynin.model_executor.row_layout import RowLayout
-from vllm_dynin.planning import MediumSpan, PlanRequest, StandardOptions, make_plan
-from vllm_dynin.sampling.params import DEFAULT_MAX_TOKENS, DenoiseParams
+from vllm_dynin.planning import (
+    MediumSpan,
+    PlanRequest,
+    StandardOptions,
+    guidance_scale,
+    make_plan,
+)
+from vllm_dynin.processors.templates import infer_task
+from vllm_dynin.sampling.params import DenoiseParams
 from vllm_dynin.tokens import Vocabulary
 
 if TYPE_CHECKING:
@@ -111,7 +119,8 @@ def admit(
 
     Args:
         prompt_ids: the prompt as the client gave it.
-        params: the request's own copy of its sampling parameters; `max_tokens` is set.
+        params: the request's own copy of its sampling parameters; `max_tokens` is set. It becomes
+            the number of tokens that will come out.
         config: of the checkpoint.
         limits: sizes of the engine.
 
@@ -125,9 +134,14 @@ def admit(
     if params.max_tokens == limits.max_model_len - len(prompt_ids):
         # What vLLM fills in where the client states no length. An answer as long as the context
         # is never meant, and its length changes the answer: every slot is visible as a mask.
-        params.max_tokens = _default_length(len(prompt_ids), bool(options.cfg_scale), limits)
-    _apply_stop_rule(params, options, config.vocabulary)
-    _check_size(make_plan(plan_request(prompt_ids, params), config).canvas, limits)
+        task = options.task or infer_task(prompt_ids, config.vocabulary)
+        is_guided = guidance_scale(options, task) > 0
+        fits = _room(len(prompt_ids), is_guided, limits)
+        params.max_tokens = max(1, min(TASK_DEFAULTS[task].max_tokens, fits))
+    canvas = make_plan(plan_request(prompt_ids, params), config).canvas
+    _check_size(canvas, limits)
+    params.max_tokens = canvas.regions[-1].stop
+    _apply_stop_rule(params, options, canvas, config.vocabulary)
 
 
 def plan_request(
@@ -168,11 +182,10 @@ def _span(position: PlaceholderRange) -> MediumSpan:
     return MediumSpan(start=first, length=last - first + 1)
 
 
-def _default_length(num_prompt: int, is_guided: bool, limits: Limits) -> int:
-    """Slots of an answer whose length the client left open: the paper's, or what fits."""
+def _room(num_prompt: int, is_guided: bool, limits: Limits) -> int:
+    """Slots that fit behind a prompt."""
     rows = (limits.max_rows - limits.block_size) // 2 if is_guided else limits.max_rows
-    fits = min(rows, limits.max_positions) - num_prompt
-    return max(1, min(DEFAULT_MAX_TOKENS, limits.max_slots, fits))
+    return min(min(rows, limits.max_positions) - num_prompt, limits.max_slots)
 
 
 def _refuse_unsupported(params: SamplingParams) -> None:
@@ -184,7 +197,7 @@ def _refuse_unsupported(params: SamplingParams) -> None:
 
 
 def _apply_stop_rule(
-    params: SamplingParams, options: DenoiseParams, vocabulary: Vocabulary
+    params: SamplingParams, options: DenoiseParams, canvas: Canvas, vocabulary: Vocabulary
 ) -> None:
     """Express `dynin_stop_at_eos` in vLLM's own stop fields."""
     stop = options.stop_at_eos
@@ -193,13 +206,14 @@ def _apply_stop_rule(
             "dynin_stop_at_eos=True contradicts ignore_eos=True; leave one of them out"
         )
     if stop is None:
-        stop = not params.ignore_eos and options.parity != "reference"
+        stop = not params.ignore_eos and options.parity is not Parity.REFERENCE
     params.ignore_eos = not stop
     params._eos_token_id = vocabulary.eos if stop else None
+    # Those of the checkpoint's generation config are in the list already.
     ends = (vocabulary.eos, vocabulary.eot)
-    params.stop_token_ids = [
-        token for token in params.stop_token_ids or () if token not in ends
-    ] + ([vocabulary.eot] if stop else [])
+    others = [token for token in params.stop_token_ids or () if token not in ends]
+    end = vocabulary.eoa if canvas.regions[-1].decoder is Decoder.SPEECH else vocabulary.eot
+    params.stop_token_ids = [*others, end] if stop else others
 
 
 def _check_size(canvas: Canvas, limits: Limits) -> None:

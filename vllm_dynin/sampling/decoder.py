@@ -13,10 +13,14 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from vllm_dynin.canvas import Canvas, Decoder, Parity, Region
+from vllm_dynin.canvas import Canvas, Parity, Region
 from vllm_dynin.sampling.block import BlockDecoder, BlockOptions, LogitRows
 from vllm_dynin.sampling.columns import Columns
 from vllm_dynin.sampling.logprobs import RowLogprobs
+from vllm_dynin.sampling.maskgit import MaskGitDecoder, MaskGitOptions
+from vllm_dynin.sampling.speech import SpeechDecoder, SpeechOptions
+
+RegionOptions = BlockOptions | MaskGitOptions | SpeechOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,16 +29,17 @@ class Plan:
 
     Args:
         canvas: what is known and what is to be generated.
-        options: how regions are decoded.
+        options: how each region is decoded, in the order of the canvas's regions.
         guidance_scale: s of classifier-free guidance; above 0 exactly where the canvas has an
             unconditional stream.
     """
 
     canvas: Canvas
-    options: BlockOptions
+    options: tuple[RegionOptions, ...]
     guidance_scale: float = 0.0
 
     def __post_init__(self) -> None:
+        assert len(self.options) == len(self.canvas.regions)
         assert (self.guidance_scale > 0) == (self.canvas.unconditional is not None)
 
 
@@ -42,8 +47,11 @@ class RegionDecoder(Protocol):
     """Progress of one region."""
 
     columns: Columns
-    num_committed: int
     logprobs: RowLogprobs | None
+
+    @property
+    def num_committed(self) -> int:
+        """Slots of the canvas, from the first on, that are final."""
 
     @property
     def finished(self) -> bool:
@@ -110,7 +118,7 @@ class CanvasDecoder:
 
     def logprobs(self, first: int, stop: int) -> RowLogprobs | None:
         """Log-probabilities of slots `[first, stop)`, None where none were asked for."""
-        num_top = self.plan.options.num_logprobs
+        num_top = self.plan.options[0].num_logprobs
         if num_top is None:
             return None
         found = RowLogprobs.empty(stop - first, num_top, self.ids.device)
@@ -130,16 +138,24 @@ class CanvasDecoder:
         self._active = decoder
 
     def _region_decoder(self, index: int, region: Region) -> RegionDecoder:
-        if region.decoder is not Decoder.BLOCK:
-            raise ValueError(f"no decoder for {region.decoder.value!r} regions yet")
+        options = self.plan.options[index]
+        mask_id, columns = self.plan.canvas.mask_id, Columns(region.columns, region.excluded)
+        place = (self.ids, region.start, region.stop)
+        done = max(0, self._num_resumed - region.start)
+        if isinstance(options, MaskGitOptions):
+            return MaskGitDecoder(
+                *place, mask_id=mask_id, columns=columns, options=options, region=index
+            )
+        if isinstance(options, SpeechOptions):
+            return SpeechDecoder(
+                *place, mask_id=mask_id, columns=columns, options=options, region=index, done=done
+            )
         return BlockDecoder(
-            self.ids,
-            region.start,
-            region.stop,
-            mask_id=self.plan.canvas.mask_id,
-            columns=Columns(region.columns, region.excluded),
-            options=self.plan.options,
+            *place,
+            mask_id=mask_id,
+            columns=columns,
+            options=options,
             region=index,
-            done=max(0, self._num_resumed - region.start),
+            done=done,
             revisit=self.plan.canvas.parity is Parity.REFERENCE,
         )

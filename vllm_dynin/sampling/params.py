@@ -8,6 +8,7 @@ below with the prefix `dynin_`.
 from __future__ import annotations
 
 import difflib
+import enum
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_type_hints
 
@@ -179,6 +180,9 @@ def _explain(error: msgspec.ValidationError, ours: Mapping[str, Any]) -> str:
 
 
 def _choices(name: str) -> list[str]:
-    """The values a Literal field of `DenoiseParams` allows."""
-    hint = get_type_hints(DenoiseParams)[name]
-    return [choice for option in get_args(hint) for choice in get_args(option)]
+    """The values a Literal or enum field of `DenoiseParams` allows."""
+    choices: list[str] = []
+    for option in get_args(get_type_hints(DenoiseParams)[name]):
+        is_enum = isinstance(option, type) and issubclass(option, enum.Enum)
+        choices += [member.value for member in option] if is_enum else get_args(option)
+    return choices
