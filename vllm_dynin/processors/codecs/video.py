@@ -48,8 +48,9 @@ VideoSource = (
     | Sequence[Image.Image | npt.NDArray[np.uint8]]
 )
 
-# Wall time allowed over processor time, before a worker that waits for something is ended.
+# Wall time allowed over processor time before a worker that waits for something is ended.
 _WALL_TIME_FACTOR = 5
+_MIN_WALL_SECONDS = 60  # a busy machine may keep a worker waiting
 
 
 def load_frames(
@@ -95,7 +96,9 @@ def load_frames(
 
 
 def _is_sequence(source: object) -> bool:
-    return isinstance(source, Sequence) and not isinstance(source, str | bytes | memoryview)
+    return isinstance(source, Sequence) and not isinstance(
+        source, str | bytes | bytearray | memoryview
+    )
 
 
 @contextmanager
@@ -127,7 +130,7 @@ def _run_worker(
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             env=environment,
-            timeout=_WALL_TIME_FACTOR * limits.max_decode_seconds,
+            timeout=max(_WALL_TIME_FACTOR * limits.max_decode_seconds, _MIN_WALL_SECONDS),
             check=False,
         )
     except subprocess.TimeoutExpired as error:
