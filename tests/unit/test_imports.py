@@ -27,10 +27,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "defaults": BASE | {"sampling"},
     "planning": BASE | {"defaults", "processors", "sampling"},
     "outputs": BASE | {"processors", "sampling"},
-    "reference": BASE | {"checkpoint", "kernels", "sampling", "processors", "planning"},
+    "reference": BASE | {"checkpoint", "kernels", "sampling", "processors", "defaults", "planning"},
     "compat": BASE | {"kernels", "model_executor"},
     "model_executor": BASE
-    | {"checkpoint", "kernels", "sampling", "processors", "planning", "compat"},
+    | {"checkpoint", "kernels", "sampling", "processors", "defaults", "planning", "compat"},
     "training_ext": BASE
     | {"checkpoint", "kernels", "sampling", "processors", "planning", "reference"},
 }
