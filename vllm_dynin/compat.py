@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import logging
+import warnings
 from functools import wraps
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -99,7 +100,10 @@ def replace_runner_kernels() -> list[str]:
             )
             continue
         wanted[name] = replacement
-    register_kernels(wanted)
+    with warnings.catch_warnings():
+        # The registry looks at every attribute of every loaded module, deprecated ones included.
+        warnings.simplefilter("ignore")
+        register_kernels(wanted)
     return replaced + list(wanted)
 
 
