@@ -36,7 +36,12 @@ MAY_IMPORT: dict[str, set[str]] = {
 # May import anything of ours; training_ext only inside a function, so that serving never does.
 TOP = {"__init__", "entrypoints", "api"}
 # The only places that may need vLLM to be imported themselves.
-NEEDS_VLLM = ("model_executor/", "processors/multimodal.py", "compat.py")
+NEEDS_VLLM = (
+    "model_executor/",
+    "processors/multimodal.py",
+    "compat.py",
+    "entrypoints/reasoning.py",  # a subclass of vLLM's parser, loaded by name
+)
 # These may import it inside a function.
 MAY_IMPORT_VLLM_LAZILY = (
     "__init__.py",
