@@ -42,9 +42,9 @@ def mel_matrix(*, sample_rate: int, n_fft: int, num_mels: int, max_hz: float) ->
     Returns:
         float64 [num_mels, n_fft // 2 + 1]; row m rises between edges m and m+1, falls to m+2.
     """
-    bins = torch.arange(n_fft // 2 + 1, dtype=torch.float64) * (sample_rate / n_fft)
-    top = hz_to_mel(torch.tensor(max_hz, dtype=torch.float64)).item()
-    edges = mel_to_hz(torch.linspace(0.0, top, num_mels + 2, dtype=torch.float64))
+    bins = torch.arange(n_fft // 2 + 1, dtype=torch.float64, device="cpu") * (sample_rate / n_fft)
+    top = hz_to_mel(torch.tensor(max_hz, dtype=torch.float64, device="cpu")).item()
+    edges = mel_to_hz(torch.linspace(0.0, top, num_mels + 2, dtype=torch.float64, device="cpu"))
     low, centre, high = edges[:-2, None], edges[1:-1, None], edges[2:, None]
     rise = (bins - low) / (centre - low)
     fall = (high - bins) / (high - centre)
@@ -81,18 +81,19 @@ class LogMelConfig:
 class LogMel(nn.Module):
     """Waveform of one utterance → normalised log-mel frames. Buffers only, no parameter."""
 
-    def __init__(self, config: LogMelConfig) -> None:
+    def __init__(self, config: LogMelConfig, *, is_persistent: bool = True) -> None:
+        """`is_persistent`: window and mel matrix are part of the state dict."""
         super().__init__()
         self.config = config
-        window = torch.hann_window(config.window, periodic=False, dtype=torch.float64)
+        window = torch.hann_window(config.window, periodic=False, dtype=torch.float64, device="cpu")
         mel = mel_matrix(
             sample_rate=config.sample_rate,
             n_fft=config.n_fft,
             num_mels=config.num_mels,
             max_hz=config.sample_rate / 2,
         )
-        self.register_buffer("window", window.float())
-        self.register_buffer("fb", mel.float()[None])
+        self.register_buffer("window", window.float(), persistent=is_persistent)
+        self.register_buffer("fb", mel.float()[None], persistent=is_persistent)
         self.window: Tensor
         self.fb: Tensor
 

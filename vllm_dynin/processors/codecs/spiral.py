@@ -69,7 +69,7 @@ STRIDE = 4
 
 
 def is_valid(lengths_B: Tensor, num_frames: int) -> Tensor:
-    """bool [B, T], True where frame t < lengths_B[b]."""
+    """[B, T], True where frame t < lengths_B[b]."""
     return torch.arange(num_frames, device=lengths_B.device)[None] < lengths_B[:, None]
 
 
@@ -138,7 +138,9 @@ class Transformer(nn.Module):
     ) -> None:
         super().__init__()
         self.pos_conv = nn.Conv1d(width, width, kernel, padding=kernel // 2, groups=groups)
-        self.layers = nn.ModuleList(TransformerLayer(width, heads, ffn_width) for _ in range(layers))
+        self.layers = nn.ModuleList(
+            TransformerLayer(width, heads, ffn_width) for _ in range(layers)
+        )
         self.layer_norm = nn.LayerNorm(width)
 
     def forward(self, x_BCT: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:

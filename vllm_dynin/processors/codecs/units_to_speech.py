@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -160,8 +161,8 @@ class DurationPredictor(nn.Module):
         h = self.proj(self.convs(h))
         z = noise
         for number in sorted((int(n) for n in self.flows if n != "0"), reverse=True):
-            z = self.flows[str(number)].inverse(z.flip(1), h)
-        return self.flows["0"].inverse(z.flip(1))[:, 0]
+            z = cast(SplineCoupling, self.flows[str(number)]).inverse(z.flip(1), h)
+        return cast(DurationAffine, self.flows["0"]).inverse(z.flip(1))[:, 0]
 
 
 class PriorFlow(nn.Module):
@@ -185,7 +186,7 @@ class PriorFlow(nn.Module):
     def inverse(self, z: Tensor, style: Tensor | None) -> Tensor:
         """[B, C, T] → [B, C, T]."""
         for coupling in reversed(list(self.flows.values())):
-            z = coupling.inverse(z.flip(1), style)
+            z = cast(MeanCoupling, coupling).inverse(z.flip(1), style)
         return z
 
 
@@ -258,7 +259,8 @@ class UnitsToSpeech(nn.Module):
             generator: CPU generator, owned and advanced by the caller; used for noise not given.
             duration_noise: standard normal [1, 2, T].
             prior_noise: standard normal [1, C, total frames].
-            duration_noise_scale, prior_noise_scale: deviations of the two noises.
+            duration_noise_scale: factor on the first noise; 0 makes the durations repeatable.
+            prior_noise_scale: factor on the second noise.
             max_frames: refuse more frames than this, before anything of their size is made.
 
         Returns:
@@ -287,16 +289,16 @@ class UnitsToSpeech(nn.Module):
         return self.flow.inverse(prior, style), frames
 
     @torch.inference_mode()
-    def forward(self, units: Tensor, style: Tensor | None = None, **options: object) -> Tensor:
+    def forward(self, units: Tensor, style: Tensor | None = None, **options: Any) -> Tensor:
         """Waveform [samples] of units, generated in one piece. Options as `latents` takes them."""
-        z, _ = self.latents(units, style, **options)  # type: ignore[arg-type]
+        z, _ = self.latents(units, style, **options)
         return self.dec(z, style)[0, 0]
 
     @torch.inference_mode()
     def stream(
-        self, units: Tensor, style: Tensor | None, chunk_frames: int, **options: object
+        self, units: Tensor, style: Tensor | None, chunk_frames: int, **options: Any
     ) -> Iterator[Tensor]:
         """The samples of `forward`, piece by piece: [chunk_frames · hop] each, the last shorter."""
-        z, _ = self.latents(units, style, **options)  # type: ignore[arg-type]
+        z, _ = self.latents(units, style, **options)
         for piece in self.dec.stream(z, style, chunk_frames):
             yield piece[0, 0]

@@ -34,8 +34,14 @@ class RelativeAttention(nn.Module):
     def __init__(self, channels: int, heads: int, window: int) -> None:
         super().__init__()
         self.heads, self.window = heads, window
-        self.conv_q, self.conv_k = nn.Conv1d(channels, channels, 1), nn.Conv1d(channels, channels, 1)
-        self.conv_v, self.conv_o = nn.Conv1d(channels, channels, 1), nn.Conv1d(channels, channels, 1)
+        self.conv_q, self.conv_k = (
+            nn.Conv1d(channels, channels, 1),
+            nn.Conv1d(channels, channels, 1),
+        )
+        self.conv_v, self.conv_o = (
+            nn.Conv1d(channels, channels, 1),
+            nn.Conv1d(channels, channels, 1),
+        )
         size = channels // heads
         self.emb_rel_k = nn.Parameter(torch.randn(1, 2 * window + 1, size) * size**-0.5)
         self.emb_rel_v = nn.Parameter(torch.randn(1, 2 * window + 1, size) * size**-0.5)
@@ -155,7 +161,8 @@ def inverse_spline(y: Tensor, widths: Tensor, heights: Tensor, derivatives: Tens
 
     Args:
         y: float [...]; outside [-5, 5] the spline is the identity.
-        widths, heights: [..., 10] logits of the bins' shares.
+        widths: [..., 10] logits of the bins' shares of the x axis.
+        heights: [..., 10] logits of their shares of the y axis.
         derivatives: [..., 9] before softplus, at the inner knots.
 
     Returns:
@@ -222,7 +229,9 @@ class GatedStack(nn.Module):
     def forward(self, h: Tensor, style: Tensor | None) -> Tensor:
         """[B, C, T], style [B, S, 1] or None → [B, C, T]."""
         num_layers = len(self.in_layers)
-        conditions = [None] * num_layers if style is None else self.cond_layer(style).chunk(num_layers, 1)
+        conditions = (
+            [None] * num_layers if style is None else self.cond_layer(style).chunk(num_layers, 1)
+        )
         skip = torch.zeros_like(h)
         for inner, res_skip, condition in zip(
             self.in_layers, self.res_skip_layers, conditions, strict=True
