@@ -5,12 +5,11 @@ from functools import partial
 import pytest
 import torch
 from helpers.algorithm_a import FakeModel, algorithm_a
+from helpers.plans import text_plan
 
 from vllm_dynin.config import LLaDAConfig
-from vllm_dynin.planning import StandardOptions, make_plan
 from vllm_dynin.sampling.loop import denoise
 from vllm_dynin.sampling.noise import step_generator
-from vllm_dynin.sampling.params import DenoiseParams
 from vllm_dynin.tokens import NUM_CONTROL_TOKENS
 
 CONFIG = LLaDAConfig(text_vocab_size=40 + NUM_CONTROL_TOKENS, vocab_size=320, d_model=8, n_heads=2)
@@ -31,9 +30,8 @@ SHAPES = [
 ]
 
 
-def decode(model, prompt, num_tokens, *, temperature=0.0, seed=0, **options):
-    standard = StandardOptions(max_tokens=num_tokens, temperature=temperature, seed=seed)
-    plan = make_plan(prompt, CONFIG, standard, DenoiseParams(**options))
+def decode(model, prompt, num_tokens, **options):
+    plan = text_plan(prompt, CONFIG, num_tokens, **options)
     *_, decoder = denoise(plan, model.forward, CPU)
     return decoder.ids.tolist()
 
@@ -107,8 +105,15 @@ def test_masks_that_are_proposed_are_kept_and_revisited(
             draws=partial(keyed_draws, seed, temperature),
         )
         options = {"steps": steps, "block_length": block_length, "remasking": remasking}
-        standard = StandardOptions(max_tokens=num_tokens, temperature=temperature, seed=seed)
-        plan = make_plan(prompt, CONFIG, standard, DenoiseParams(parity="reference", **options))
+        plan = text_plan(
+            prompt,
+            CONFIG,
+            num_tokens,
+            temperature=temperature,
+            seed=seed,
+            parity="reference",
+            **options,
+        )
         left_earlier = set()
         for decoder in denoise(plan, model.forward, CPU):
             window = decoder.ids[: max(decoder.num_committed, block_length)]
@@ -197,8 +202,6 @@ def test_one_block_of_the_specification():
             table[row, :5] = torch.tensor([confidence, *[(1 - confidence) / 4] * 4]).log()
         return table[rows]
 
-    plan = make_plan(
-        [9], CONFIG, StandardOptions(max_tokens=4), DenoiseParams(steps=3, block_length=4)
-    )
+    plan = text_plan([9], CONFIG, 4, steps=3, block_length=4)
     masked = [(d.ids == MASK).nonzero()[:, 0].tolist() for d in denoise(plan, forward, CPU)]
     assert masked == [[1, 2], [2], []]
