@@ -1,40 +1,13 @@
-"""A small real tokenizer with the family's control tokens at the family's offsets."""
+"""What every tier shares: one torch thread, the tiny tokenizer and its id layout."""
 
 import pytest
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+import torch
+from helpers.tiny_tokenizer import make_tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from vllm_dynin.processors.chat import CHAT_TEMPLATE
-from vllm_dynin.processors.text_tokenizer import control_strings
-from vllm_dynin.tokens import Vocabulary
+from vllm_dynin.tokens import NUM_CONTROL_TOKENS, Vocabulary
 
-TEXTS = [
-    "Describe the picture in detail, please. user assistant system",
-    "A red cube stands on a blue table beside two green spheres.\n/think /no_think <think>",
-    "What does the speaker in the audio say? Transcribe the given audio.",
-]
-
-
-def make_tokenizer(num_pieces: int = 320) -> PreTrainedTokenizerFast:
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=num_pieces,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(TEXTS, trainer)
-    tokenizer.add_special_tokens(
-        [AddedToken(string, special=True, normalized=False) for string in control_strings()]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token="<|startoftext|>",
-        eos_token="<|endoftext|>",
-        pad_token="<|endoftext|>",
-        chat_template=CHAT_TEMPLATE,
-    )
+torch.set_num_threads(1)  # the models are tiny: more threads only wait for each other
 
 
 @pytest.fixture(scope="session")
@@ -44,4 +17,8 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 @pytest.fixture(scope="session")
 def vocabulary(tokenizer) -> Vocabulary:
-    return Vocabulary(num_text_pieces=len(tokenizer) - 269, num_image_codes=32, num_speech_units=16)
+    return Vocabulary(
+        num_text_pieces=len(tokenizer) - NUM_CONTROL_TOKENS,
+        num_image_codes=32,
+        num_speech_units=16,
+    )

@@ -1,0 +1,1 @@
+"""Shared by the tests: tiny checkpoints, request mixes, and a literal statement of Algorithm A."""
