@@ -21,6 +21,7 @@ def register() -> None:
     from vllm import ModelRegistry
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP
     from vllm.platforms import current_platform
+    from vllm.reasoning import ReasoningParserManager
 
     from vllm_dynin import compat
     from vllm_dynin.config import CONFIG_CLASSES
@@ -34,4 +35,7 @@ def register() -> None:
     for architecture, model_class in ARCHITECTURES.items():
         ModelRegistry.register_model(architecture, model_class)
         MODELS_CONFIG_MAP[architecture] = EngineConfig
+    ReasoningParserManager.register_lazy_module(
+        "dynin", "vllm_dynin.entrypoints.reasoning", "DyninReasoningParser"
+    )
     compat.hook_admission()
