@@ -11,25 +11,19 @@ Source: `mmu_generate` of Dynin-Omni (LLaDA's `generate`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from vllm_dynin.sampling.columns import Columns
-from vllm_dynin.sampling.confidence import Proposals, Remasking, propose
-from vllm_dynin.sampling.logprobs import RowLogprobs, row_logprobs
+from vllm_dynin.sampling.confidence import Remasking, propose
+from vllm_dynin.sampling.logprobs import RowLogprobs
 from vllm_dynin.sampling.noise import step_generator
 from vllm_dynin.sampling.policies import select_to_unmask
 from vllm_dynin.sampling.schedules import BlockSpan, block_spans, transfer_counts
-
-LogitRows = Callable[[int, int], Tensor]
-"""`rows(first, stop)`: guided logits [stop - first, K] of those of the wanted rows."""
-
-_TILE_ELEMENTS = 1 << 21
-"""Logits looked at together. Fixed, because each tile of rows has its own draws: a bound that
-followed free memory would make a sample depend on the machine's load."""
+from vllm_dynin.sampling.tiles import LogitRows, propose_in_tiles
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,38 +117,24 @@ class BlockDecoder:
             logits: gives the guided logits of those rows; called for one tile after another.
         """
         assert self._span is not None
-        proposals, details = self._propose(slots.shape[0], logits)
+        proposals = propose_in_tiles(
+            slots,
+            logits,
+            self.columns,
+            propose=partial(
+                propose,
+                temperature=self._options.temperature,
+                remasking=self._options.remasking,
+            ),
+            generator_of=self._generator,
+            logprobs=self.logprobs,
+            start=self._start,
+        )
         rows = select_to_unmask(proposals.confidence, self._counts[self._step])
-        unmasked = slots[rows]
-        self._ids[unmasked] = self._column_ids[proposals.column[rows]]
-        if self.logprobs is not None and details is not None:
-            self.logprobs.store(unmasked - self._start, details, rows)
+        self._ids[slots[rows]] = self._column_ids[proposals.column[rows]]
         self._step += 1
         if self._step == len(self._counts):
             self._leave_block(self._span)
-
-    def _propose(self, num_rows: int, logits: LogitRows) -> tuple[Proposals, RowLogprobs | None]:
-        """Propose for all rows, a tile of rows at a time, so that memory stays bounded."""
-        tile = max(1, _TILE_ELEMENTS // self.columns.width)
-        proposals, details = [], []
-        for first in range(0, num_rows, tile):
-            part = self.columns.forbid_excluded(logits(first, min(first + tile, num_rows)))
-            found = propose(
-                part,
-                temperature=self._options.temperature,
-                remasking=self._options.remasking,
-                generator=self._generator(part.device, first // tile),
-            )
-            proposals.append(found)
-            if self._options.num_logprobs is not None:
-                details.append(
-                    row_logprobs(part, found.column, self._column_ids, self._options.num_logprobs)
-                )
-        joined = Proposals(
-            column=torch.cat([part.column for part in proposals]),
-            confidence=torch.cat([part.confidence for part in proposals]),
-        )
-        return joined, _join(details) if details else None
 
     def _generator(self, device: torch.device, tile: int) -> torch.Generator | None:
         if self._options.temperature == 0 and self._options.remasking != "random":
@@ -189,11 +169,3 @@ class BlockDecoder:
                     self.num_committed = self._start + span.stop
         if self._span is None:
             self.num_committed = self._stop
-
-
-def _join(parts: list[RowLogprobs]) -> RowLogprobs:
-    return RowLogprobs(
-        ids=torch.cat([part.ids for part in parts]),
-        logprobs=torch.cat([part.logprobs for part in parts]),
-        rank=torch.cat([part.rank for part in parts]),
-    )

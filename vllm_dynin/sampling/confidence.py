@@ -44,20 +44,20 @@ def gumbel_scores(logits_RK: Tensor, temperature: float, noise_RK: Tensor) -> Te
 
 def propose(
     logits_RK: Tensor,
+    generator: torch.Generator | None,
     *,
     temperature: float,
     remasking: Remasking,
-    generator: torch.Generator | None,
 ) -> Proposals:
     """Propose a column per row and score the proposals.
 
     Args:
         logits_RK: logits of masked slots over the allowed columns; a column at -inf is never
             proposed. Not modified.
-        temperature: 0 proposes the arg-max, above 0 samples.
-        remasking: what the confidence is.
         generator: source of the draws, owned by the caller and advanced; may be None where
             nothing random is asked for.
+        temperature: 0 proposes the arg-max, above 0 samples.
+        remasking: what the confidence is.
 
     Returns:
         Proposals. `low_confidence` scores by the softmax of the clean logits in float64.

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from vllm_dynin.canvas import Canvas, Parity, Region
-from vllm_dynin.sampling.block import BlockDecoder, BlockOptions, LogitRows
+from vllm_dynin.sampling.block import BlockDecoder, BlockOptions
 from vllm_dynin.sampling.columns import Columns
 from vllm_dynin.sampling.logprobs import RowLogprobs
 from vllm_dynin.sampling.maskgit import MaskGitDecoder, MaskGitOptions
 from vllm_dynin.sampling.speech import SpeechDecoder, SpeechOptions
+from vllm_dynin.sampling.tiles import LogitRows
 
 RegionOptions = BlockOptions | MaskGitOptions | SpeechOptions
 

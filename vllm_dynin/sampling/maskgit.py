@@ -10,18 +10,18 @@ Source: `t2i_generate`, `i2i_generate` and `mask_by_random_topk` of Dynin-Omni (
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 import torch
 from torch import Tensor
 
 from vllm_dynin.canvas import Parity
-from vllm_dynin.sampling.block import LogitRows
 from vllm_dynin.sampling.columns import Columns
 from vllm_dynin.sampling.logprobs import RowLogprobs
 from vllm_dynin.sampling.noise import step_generator
-from vllm_dynin.sampling.proposals import propose_in_tiles
+from vllm_dynin.sampling.proposals import propose_sampled
 from vllm_dynin.sampling.schedules import mask_ratio
+from vllm_dynin.sampling.tiles import LogitRows, propose_in_tiles
 
 _NOISE_PART = -1
 """Key of the confidence noise, beside those of the tiles of rows (0, 1, …)."""
@@ -209,8 +209,11 @@ class MaskGitDecoder:
             slots,
             logits,
             self.columns,
-            temperature=0.0 if options.is_greedy else 1.0,
-            parity=options.parity,
+            propose=partial(
+                propose_sampled,
+                temperature=0.0 if options.is_greedy else 1.0,
+                parity=options.parity,
+            ),
             generator_of=self._generator,
             logprobs=self.logprobs,
             start=self._start,

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from vllm_dynin.canvas import Parity
-from vllm_dynin.sampling.block import LogitRows
 from vllm_dynin.sampling.columns import Columns
 from vllm_dynin.sampling.logprobs import RowLogprobs
 from vllm_dynin.sampling.noise import step_generator
 from vllm_dynin.sampling.policies import select_to_unmask
-from vllm_dynin.sampling.proposals import propose_in_tiles
+from vllm_dynin.sampling.proposals import propose_sampled
 from vllm_dynin.sampling.schedules import BlockSpan, transfer_counts
+from vllm_dynin.sampling.tiles import LogitRows, propose_in_tiles
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,8 +163,11 @@ class SpeechDecoder:
             slots,
             logits,
             self.columns,
-            temperature=self._options.sampling_temperature,
-            parity=self._options.parity,
+            propose=partial(
+                propose_sampled,
+                temperature=self._options.sampling_temperature,
+                parity=self._options.parity,
+            ),
             generator_of=partial(self._generator, now),
             logprobs=self.logprobs,
             start=self._start,
