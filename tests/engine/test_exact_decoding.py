@@ -1,0 +1,115 @@
+"""The engine's tokens are the reference driver's, however requests share the engine."""
+
+import random
+
+import pytest
+from helpers.engines import metric, start_llm
+from helpers.request_mix import Case, expected_tokens, mixed_cases, random_prompt
+
+from vllm.sampling_params import RequestOutputKind
+
+from vllm_dynin.sampling.params import DenoiseParams
+
+
+def generate(llm, cases):
+    outputs = llm.generate(
+        [case.prompt for case in cases], [case.params for case in cases], use_tqdm=False
+    )
+    return [list(output.outputs[0].token_ids) for output in outputs]
+
+
+@pytest.fixture(scope="module")
+def cases(reference):
+    return mixed_cases(64, reference.config)
+
+
+@pytest.fixture(scope="module")
+def expected(reference, cases):
+    return [expected_tokens(reference, case) for case in cases]
+
+
+def test_the_mix_exercises_what_it_should(cases, expected, reference):
+    """Otherwise equality would prove little."""
+    vocabulary = reference.config.vocabulary
+    is_cut = [len(tokens) < case.params.max_tokens for case, tokens in zip(cases, expected)]
+    has_mask = [vocabulary.mask in tokens for tokens in expected]
+    assert 5 < sum(is_cut) < 40
+    assert sum(has_mask) > 3  # reference parity, the mask id itself proposed
+    assert len({tuple(tokens) for tokens in expected if len(tokens) > 3}) > 40
+
+
+def test_64_mixed_requests(llm, cases, expected):
+    assert generate(llm, cases) == expected
+
+
+def test_order_of_arrival_does_not_matter(llm, cases, expected):
+    order = list(range(len(cases)))
+    random.Random(5).shuffle(order)
+    found = generate(llm, [cases[index] for index in order[:24]])
+    assert found == [expected[index] for index in order[:24]]
+
+
+def test_neighbours_do_not_matter(llm, cases, expected):
+    """The same request alone, and among copies of itself with other seeds."""
+    index = next(
+        index
+        for index, case in enumerate(cases)
+        if case.params.temperature == 1.0 and len(expected[index]) > 15
+    )
+    case = cases[index]
+    assert generate(llm, [case]) == [expected[index]]
+    others = []
+    for seed in (100, 101, 102):
+        params = case.params.clone()
+        params.seed = seed
+        others.append(Case(case.prompt_ids, params))
+    first, *rest = generate(llm, [case, *others])
+    assert first == expected[index]
+    assert all(tokens != first for tokens in rest)
+
+
+def test_requests_that_are_preempted(checkpoint_folder, cases, expected):
+    """A KV cache of 9 blocks, of which one long guided request takes 8."""
+    with start_llm(checkpoint_folder, num_gpu_blocks_override=10, max_model_len=288) as llm:
+        assert generate(llm, cases) == expected
+        assert metric(llm, "vllm:num_preemptions") >= 10
+
+
+def test_requests_that_take_turns(reference, checkpoint_folder):
+    """A budget of one long request: of four running ones, two are computed in a step."""
+    rng = random.Random(1)
+    cases = mixed_cases(24, reference.config, seed=2, max_prompt=90)
+    own = DenoiseParams(block_length=1)
+    equal = [
+        Case(
+            random_prompt(rng, reference.config, 50),
+            own.to_sampling_params(max_tokens=40, temperature=0, ignore_eos=True),
+        )
+        for _ in range(4)
+    ]
+    with start_llm(checkpoint_folder, max_model_len=256, max_num_batched_tokens=256) as llm:
+        assert generate(llm, cases) == [expected_tokens(reference, case) for case in cases]
+        turns, tokens = watch_turns(llm.llm_engine, equal)
+    assert tokens == [expected_tokens(reference, case) for case in equal]
+    # The four prompts fit together, of the denoising steps (90 rows) two do; one token a step.
+    counts = [0] * len(equal)
+    for step in turns:
+        assert len(step) == 2
+        for request in step:
+            counts[request] += 1
+        assert max(counts) - min(counts) <= 1
+
+
+def watch_turns(engine, cases):
+    """Step the engine by hand: who received tokens at each step, and everyone's tokens."""
+    for number, case in enumerate(cases):
+        params = case.params.clone()
+        params.output_kind = RequestOutputKind.DELTA
+        engine.add_request(str(number), case.prompt, params)
+    turns, tokens = [], [[] for _ in cases]
+    while engine.has_unfinished_requests():
+        outputs = engine.step()
+        for output in outputs:
+            tokens[int(output.request_id)] += output.outputs[0].token_ids
+        turns.append([int(output.request_id) for output in outputs if output.outputs[0].token_ids])
+    return [step for step in turns if step], tokens
