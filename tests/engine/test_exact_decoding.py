@@ -5,7 +5,6 @@ import random
 import pytest
 from helpers.engines import metric, start_llm
 from helpers.request_mix import Case, expected_tokens, mixed_cases, random_prompt
-
 from vllm.sampling_params import RequestOutputKind
 
 from vllm_dynin.sampling.params import DenoiseParams
@@ -31,7 +30,9 @@ def expected(reference, cases):
 def test_the_mix_exercises_what_it_should(cases, expected, reference):
     """Otherwise equality would prove little."""
     vocabulary = reference.config.vocabulary
-    is_cut = [len(tokens) < case.params.max_tokens for case, tokens in zip(cases, expected)]
+    is_cut = [
+        len(tokens) < case.params.max_tokens for case, tokens in zip(cases, expected, strict=True)
+    ]
     has_mask = [vocabulary.mask in tokens for tokens in expected]
     assert 5 < sum(is_cut) < 40
     assert sum(has_mask) > 3  # reference parity, the mask id itself proposed

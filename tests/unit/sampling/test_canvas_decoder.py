@@ -16,7 +16,7 @@ from vllm_dynin.canvas import (
     Task,
     Unconditional,
 )
-from vllm_dynin.sampling import block as block_module
+from vllm_dynin.sampling import tiles
 from vllm_dynin.sampling.block import BlockOptions
 from vllm_dynin.sampling.columns import Columns
 from vllm_dynin.sampling.decoder import CanvasDecoder, Plan
@@ -81,7 +81,7 @@ def make_plan(
         seed=seed,
         num_logprobs=logprobs,
     )
-    return Plan(canvas=canvas, options=options, guidance_scale=scale)
+    return Plan(canvas=canvas, options=(options,) * len(canvas.regions), guidance_scale=scale)
 
 
 def without_mask(ids):
@@ -343,7 +343,7 @@ def test_logprobs_are_those_of_the_committing_step(temperature):
 def test_tiles_of_rows_change_no_greedy_answer(monkeypatch):
     plan = make_plan("_" * 21, block_length=21, steps=4, logprobs=2)
     whole, _ = run(plan)
-    monkeypatch.setattr(block_module, "_TILE_ELEMENTS", 3 * NUM_IDS)
+    monkeypatch.setattr(tiles, "TILE_ELEMENTS", 3 * NUM_IDS)
     tiled, _ = run(plan)
     assert torch.equal(whole.ids, tiled.ids)
     assert torch.equal(whole.logprobs(0, 21).logprobs, tiled.logprobs(0, 21).logprobs)
@@ -351,7 +351,7 @@ def test_tiles_of_rows_change_no_greedy_answer(monkeypatch):
 
 def test_tiles_have_draws_of_their_own(monkeypatch):
     """Equal rows in different tiles draw different tokens, the same ones every time."""
-    monkeypatch.setattr(block_module, "_TILE_ELEMENTS", 8 * NUM_IDS)
+    monkeypatch.setattr(tiles, "TILE_ELEMENTS", 8 * NUM_IDS)
     model = FakeModel(*(torch.zeros_like(part) for part in vars(MODEL).values()))
     plan = make_plan("_" * 16, block_length=16, steps=1, temperature=1.0)
     ids = run(plan, model=model)[0].ids.tolist()
@@ -360,7 +360,7 @@ def test_tiles_have_draws_of_their_own(monkeypatch):
 
 
 def test_reading_tiles_asks_for_consecutive_rows(monkeypatch):
-    monkeypatch.setattr(block_module, "_TILE_ELEMENTS", 4 * NUM_IDS)
+    monkeypatch.setattr(tiles, "TILE_ELEMENTS", 4 * NUM_IDS)
     plan = make_plan("_" * 10, block_length=10, steps=1)
     decoder, asked = CanvasDecoder(plan, CPU), []
     logits = torch.zeros(10, NUM_IDS)
@@ -387,18 +387,3 @@ def test_columns_that_are_a_part_of_the_vocabulary():
     *_, decoder = denoise(Plan(canvas=canvas, options=plan.options), MODEL.forward, CPU)
     assert decoder.columns == Columns(((20, 25), (3, 6)))
     assert set(decoder.ids.tolist()) <= {20, 21, 22, 23, 24, 3, 4, 5}
-
-
-def test_a_region_without_a_decoder_is_named():
-    canvas = make_plan("__").canvas
-    region = Region(start=0, stop=2, decoder=Decoder.MASKGIT, columns=((0, 4),))
-    canvas = Canvas(
-        task=canvas.task,
-        parity=canvas.parity,
-        mask_id=MASK,
-        conditional=canvas.conditional,
-        slots=canvas.slots,
-        regions=(region,),
-    )
-    with pytest.raises(ValueError, match="no decoder for 'maskgit' regions"):
-        CanvasDecoder(Plan(canvas=canvas, options=make_plan("__").options), CPU)
