@@ -263,6 +263,7 @@ def hostile():
         (f"#EXTM3U\n#EXTINF:1,\nfile://{CLIPS}/bikes.mp4\n#EXT-X-ENDLIST\n".encode()),
     )
     yield "concatenation of local files", f"ffconcat version 1.0\nfile {CLIPS}/bikes.mp4\n".encode()
+    yield "unknown codec", mp4.replace(b"avc1", b"zzz1")
     yield "frames zeroed out", mp4[: mp4.find(b"mdat") + 4] + bytes(len(mp4))
     yield "10 million samples in a kilobyte", sample_bomb(10**7)
     yield "4 billion samples in a kilobyte", sample_bomb(2**32 - 1)
@@ -339,6 +340,20 @@ def test_the_caller_never_loads_ffmpeg(tmp_path):
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert run.stdout.split() == ["False", "False"]
+
+
+def test_titles_that_are_not_utf_8():
+    stream = io.BytesIO()
+    with av.open(stream, "w", format="matroska") as container:
+        container.metadata["title"] = "TITLE"
+        track = container.add_stream("mpeg4", rate=25)
+        track.width, track.height, track.pix_fmt = 64, 48, "yuv420p"
+        container.mux(track.encode(av.VideoFrame.from_ndarray(grey_frame(50), format="rgb24")))
+        container.mux(track.encode())
+    data = stream.getvalue()
+    assert b"TITLE" in data
+    frames = load_frames(data.replace(b"TITLE", b"\xc9t\xe9\xff\x80"), 1, 16)
+    assert brightness(frames) == pytest.approx([50], abs=6)
 
 
 def test_an_edit_list_hides_frames():

@@ -82,10 +82,13 @@ def _open_video(stream: BinaryIO, limits: MediaLimits) -> Iterator[tuple[Any, An
     decoder_options = {"max_pixels": str(limits.max_frame_pixels)}
     try:
         options = {"format_whitelist": FORMATS} | decoder_options
-        with av.open(stream, mode="r", options=options) as container:
+        # Titles in Latin-1 are common in old files; PyAV would raise UnicodeDecodeError.
+        with av.open(stream, mode="r", options=options, metadata_errors="replace") as container:
             if not container.streams.video:
                 raise MediaError("the file has no video stream")
             video = container.streams.video[0]
+            if video.codec_context is None:
+                raise MediaError("the video's codec is unknown; re-encode it, for example as H.264")
             _check_frame_size(video.codec_context, limits)
             if container.duration is not None:
                 seconds = container.duration / av.time_base
