@@ -13,8 +13,9 @@ Shapes: T frames of 10 ms, U units, K mel bands, P phones with the pause, R traj
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -103,11 +104,20 @@ def neighbour_of(units: Tensor) -> Tensor:
 
 
 class ToySpeech(nn.Module):
-    """Analysis and synthesis. Everything fitted lies in the state dict."""
+    """Analysis and synthesis. Everything fitted lies in the state dict.
+
+    See `SpeechBackend` for what the public attributes mean.
+    """
+
+    input_rate = output_rate = SAMPLE_RATE
+    samples_per_unit = HOP
+    max_chunk_seconds = 60
 
     def __init__(self, config: ToySpeechConfig) -> None:
         super().__init__()
         self.config = config
+        self.num_units, self.styles = config.num_units, toy_styles()
+        self.min_samples = config.features.min_samples
         units, phones, rows = config.num_units, len(config.phones) + 1, config.num_trajectories
         self.features = LogMel(config.features, is_persistent=False)
         self.hidden = nn.Linear(config.num_mels * (2 * config.context + 1), config.hidden)
@@ -123,6 +133,20 @@ class ToySpeech(nn.Module):
         self.frames = nn.Parameter(torch.ones(rows))  # mean duration
         self.pitch_hz = nn.Parameter(torch.full((1,), 100.0))
         self.float().eval().requires_grad_(False)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> ToySpeech:
+        """Build with zero weights from a config.json without its `model_type`.
+
+        Raises:
+            ValueError: unknown or missing entries.
+        """
+        try:
+            return cls(ToySpeechConfig(**{**config, "phones": tuple(config["phones"])}))
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"config.json does not describe a toy speech codec: {error}"
+            ) from error
 
     def stacked(self, waveform_N: Tensor) -> Tensor:
         """[T, num_mels · (2 · context + 1)]: normalised log-mel frames with their neighbours."""
