@@ -11,7 +11,6 @@ import logging
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -19,10 +18,8 @@ from torch import Tensor
 from vllm_dynin.config import LLaDAConfig
 from vllm_dynin.processors.codecs.image import ImageCodec, image_codec_config
 from vllm_dynin.processors.codecs.loading import resolve_checkpoint
+from vllm_dynin.processors.codecs.speech import SpeechCodec, SpeechInput
 from vllm_dynin.tokens import Vocabulary
-
-if TYPE_CHECKING:
-    from vllm_dynin.processors.codecs.speech import SpeechCodec
 
 logger = logging.getLogger(__name__)
 
@@ -114,8 +111,6 @@ class MediaCodecs:
         Raises:
             ValueError: the checkpoint has none, or it has more units than the vocabulary.
         """
-        from vllm_dynin.processors.codecs.speech import SpeechCodec
-
         codec = SpeechCodec.from_pretrained(
             _required(self._folders.speech, "speech"), device=self._device
         )
@@ -155,8 +150,7 @@ def codec_patch(folder: str) -> int:
     return image_codec_config(Path(folder)).patch
 
 
-def max_speech_units(folder: str, num_samples: int) -> int:
-    """Most units that a recording of so many samples at `AUDIO_RATE` can become."""
-    from vllm_dynin.processors.codecs.speech import speech_codec_config
-
-    return speech_codec_config(Path(folder)).max_units(num_samples)
+@cache
+def speech_input(folder: str) -> SpeechInput:
+    """What the speech codec in a folder takes."""
+    return SpeechInput.of(Path(folder))

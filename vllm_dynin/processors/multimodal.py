@@ -33,8 +33,9 @@ from vllm_dynin.config import MMadaConfig
 from vllm_dynin.processors import chat
 from vllm_dynin.processors.codecs.image_io import open_image, resize_and_crop, to_pixels
 from vllm_dynin.processors.codecs.limits import DEFAULT_LIMITS, MediaError
+from vllm_dynin.processors.codecs.speech import SpeechInput
 from vllm_dynin.processors.codecs.video import load_frames
-from vllm_dynin.processors.media import AUDIO_RATE, CodecFolders, codec_patch, max_speech_units
+from vllm_dynin.processors.media import AUDIO_RATE, CodecFolders, codec_patch, speech_input
 
 PIXELS, FRAMES, WAVEFORM = "image_pixels", "video_pixels", "audio_waveform"
 """Names under which processed media reach `embed_multimodal`."""
@@ -129,10 +130,11 @@ class MediaInfo(BaseProcessingInfo):
             )
         return (resolution // patch) ** 2
 
-    def num_speech_units(self, num_samples: int) -> int:
-        """Most units a recording of so many samples can become."""
+    @property
+    def speech(self) -> SpeechInput:
+        """What the speech codec takes."""
         assert self.folders.speech is not None
-        return max_speech_units(self.folders.speech, num_samples)
+        return speech_input(self.folders.speech)
 
 
 class MediaDummies(BaseDummyInputsBuilder[MediaInfo]):
@@ -185,7 +187,8 @@ class MediaProcessor(BaseMultiModalProcessor[MediaInfo]):
                 to_pixels(load_frames(_frames(video), count, side)) for video in videos
             ]
         if audios := cast(Sequence[Any], hf_data.get("audio", ())):
-            processed[WAVEFORM] = [_waveform(audio) for audio in audios]
+            least = self.info.speech.min_samples
+            processed[WAVEFORM] = [_waveform(audio, least) for audio in audios]
         return BatchFeature(processed)
 
     def _get_mm_fields_config(
@@ -217,7 +220,7 @@ class MediaProcessor(BaseMultiModalProcessor[MediaInfo]):
 
         def audio(item: int) -> PromptUpdateDetails:
             waveform = _tensor(out_mm_kwargs, "audio", item, WAVEFORM)
-            count = self.info.num_speech_units(len(waveform))
+            count = -(-len(waveform) // self.info.speech.samples_per_unit)
             return _wrapped(v.soa, v.speech.start, count, v.eoa)
 
         return [
@@ -244,18 +247,18 @@ def _frames(video: Any) -> Any:
     return video[0] if isinstance(video, tuple) else video
 
 
-def _waveform(audio: Any) -> torch.Tensor:
+def _waveform(audio: Any, min_samples: int) -> torch.Tensor:
     """float32 [N]; checked here, because here a refusal costs nobody else anything.
 
     Raises:
-        MediaError: no samples, too many, or not finite.
+        MediaError: too few samples, too many, or not finite.
     """
     samples = np.asarray(audio, dtype=np.float32).reshape(-1)
     seconds = len(samples) / AUDIO_RATE
     DEFAULT_LIMITS.check("max_seconds", seconds, "the duration of the audio")
-    if not len(samples) or not np.isfinite(samples).all():
+    if len(samples) < min_samples or not np.isfinite(samples).all():
         raise MediaError(
-            f"the audio has {len(samples)} samples and they must be finite numbers; "
-            "send a recording with sound in it"
+            f"the audio has {len(samples)} samples at {AUDIO_RATE} Hz; it needs {min_samples} or "
+            "more, all of them finite numbers"
         )
     return torch.from_numpy(samples)

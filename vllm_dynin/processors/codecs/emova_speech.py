@@ -117,7 +117,7 @@ class EmovaSpeech(nn.Module):
             style_channels=config.get("u2s_dim_styles", u2s.style_channels),
         )
         module = cls(
-            _s2u_config(config.get("speech_to_units", {})),
+            encoder_config(config.get("speech_to_units", {})),
             u2s,
             StyleTable(config.get("u2s_style2idx"), u2s.num_styles),
         )
@@ -204,7 +204,8 @@ def _known_fields(config_class: type, given: Mapping[str, Any]) -> dict[str, Any
     return {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
 
 
-def _s2u_config(given: Mapping[str, Any]) -> SpeechToUnitsConfig:
+def encoder_config(given: Mapping[str, Any]) -> SpeechToUnitsConfig:
+    """Sizes of the unit encoder, from the field `speech_to_units` of a config.json."""
     fields = _known_fields(SpeechToUnitsConfig, given)
     for name, part in (("features", LogMelConfig), ("encoder", SpiralConfig)):
         if name in fields:

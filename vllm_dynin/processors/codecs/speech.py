@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Protocol
@@ -22,7 +23,11 @@ import torch
 from torch import Tensor
 
 from vllm_dynin.processors.codecs.audio_io import AudioSource, Samples, load_audio
-from vllm_dynin.processors.codecs.emova_speech import EMOVA_MODEL_TYPE, EmovaSpeech
+from vllm_dynin.processors.codecs.emova_speech import (
+    EMOVA_MODEL_TYPE,
+    EmovaSpeech,
+    encoder_config,
+)
 from vllm_dynin.processors.codecs.limits import DEFAULT_LIMITS, MediaError, MediaLimits
 from vllm_dynin.processors.codecs.loading import (
     load_exact,
@@ -31,7 +36,7 @@ from vllm_dynin.processors.codecs.loading import (
     resolve_checkpoint,
 )
 from vllm_dynin.processors.codecs.styles import DEFAULT_STYLE, Style, StyleTable, parse_style
-from vllm_dynin.processors.codecs.toy_speech import TOY_MODEL_TYPE, ToySpeech
+from vllm_dynin.processors.codecs.toy_speech import TOY_MODEL_TYPE, ToySpeech, toy_config
 
 TOY_SPEECH_DIRECTORY = Path(__file__).parent / "data" / "toy_speech"
 """The checkpoint of the small codec that ships with the package."""
@@ -72,6 +77,51 @@ class SpeechBackend(Protocol):
     ) -> Iterator[Tensor]:
         """int64 [U] → pieces of float32 samples; ValueError for more than `max_samples`."""
         ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeechInput:
+    """What the encoder of a speech codec takes, known without its weights.
+
+    Args:
+        rate: samples per second.
+        samples_per_unit: N samples give at most ceil(N / this) units.
+        min_samples: fewest samples.
+    """
+
+    rate: int
+    samples_per_unit: int
+    min_samples: int
+
+    @classmethod
+    def of(cls, directory: Path) -> SpeechInput:
+        """Read it from the config.json of a codec's directory.
+
+        Raises:
+            ValueError: the directory holds no speech codec.
+        """
+        config = read_config(directory)
+        model_type = config.pop("model_type", None)
+        if model_type == EMOVA_MODEL_TYPE:
+            encoder = encoder_config(config.get("speech_to_units", {}))
+            features, samples_per_unit = encoder.features, encoder.samples_per_unit
+        elif model_type == TOY_MODEL_TYPE:
+            toy = toy_config(config)
+            features, samples_per_unit = toy.features, ToySpeech.samples_per_unit
+        else:
+            raise _unknown_kind(directory, model_type)
+        return cls(
+            rate=features.sample_rate,
+            samples_per_unit=samples_per_unit,
+            min_samples=features.min_samples,
+        )
+
+
+def _unknown_kind(directory: Path, model_type: object) -> ValueError:
+    return ValueError(
+        f"{directory} has model_type={model_type!r}; a speech tokenizer has "
+        f"{EMOVA_MODEL_TYPE!r} or {TOY_MODEL_TYPE!r}"
+    )
 
 
 class SpeechCodec:
@@ -115,10 +165,7 @@ class SpeechCodec:
             toy = ToySpeech.from_config(config)
             load_exact(toy, tensors)
             return cls(toy, limits)
-        raise ValueError(
-            f"{directory} has model_type={model_type!r}; a speech tokenizer has "
-            f"{EMOVA_MODEL_TYPE!r} or {TOY_MODEL_TYPE!r}"
-        )
+        raise _unknown_kind(directory, model_type)
 
     @property
     def num_units(self) -> int:

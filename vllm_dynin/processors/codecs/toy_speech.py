@@ -103,6 +103,18 @@ def neighbour_of(units: Tensor) -> Tensor:
     return torch.where(is_first_half, phones[:-2], phones[2:])
 
 
+def toy_config(config: Mapping[str, Any]) -> ToySpeechConfig:
+    """Sizes from a config.json without its `model_type`.
+
+    Raises:
+        ValueError: unknown or missing entries.
+    """
+    try:
+        return ToySpeechConfig(**{**config, "phones": tuple(config["phones"])})
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"config.json does not describe a toy speech codec: {error}") from error
+
+
 class ToySpeech(nn.Module):
     """Analysis and synthesis. Everything fitted lies in the state dict.
 
@@ -141,12 +153,7 @@ class ToySpeech(nn.Module):
         Raises:
             ValueError: unknown or missing entries.
         """
-        try:
-            return cls(ToySpeechConfig(**{**config, "phones": tuple(config["phones"])}))
-        except (KeyError, TypeError) as error:
-            raise ValueError(
-                f"config.json does not describe a toy speech codec: {error}"
-            ) from error
+        return cls(toy_config(config))
 
     def stacked(self, waveform_N: Tensor) -> Tensor:
         """[T, num_mels · (2 · context + 1)]: normalised log-mel frames with their neighbours."""

@@ -308,7 +308,7 @@ def main(arguments: list[str] | None = None) -> None:
     codec, spoken = fit(num_jobs=options.jobs)
     config = {"model_type": TOY_MODEL_TYPE, **dataclasses.asdict(codec.config)}
     # Half precision on disk: the numbers are means and a classifier fitted with noise.
-    save_checkpoint(options.directory, config, copy.deepcopy(codec).half())
+    save_checkpoint(options.directory, config, copy.deepcopy(codec).half().state_dict())
     seconds = sum(len(u.waveform) for u in spoken) / SAMPLE_RATE
     print(f"fitted on {seconds:.0f} s of speech; wrote {options.directory}")
 
