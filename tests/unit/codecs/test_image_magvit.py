@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from vllm_dynin.processors.codecs.loading import float32_default, load_exact
 from vllm_dynin.processors.codecs.magvit import Downsample, Magvit, MagvitConfig, Upsample
@@ -68,6 +69,21 @@ def test_names_and_shapes_are_the_published_ones():
     assert ours == published_shapes()
     assert sum(p.numel() for p in network.encoder.parameters()) == 55_439_171
     assert sum(p.numel() for p in network.decoder.parameters()) == 39_947_833
+
+
+@pytest.mark.parametrize(
+    ("side", "encode", "decode"), [(256, 355, 301), (336, 612, 518), (512, 1422, 1205)]
+)
+def test_the_graph_costs_what_the_published_one_costs(side, encode, decode):
+    """GFLOP of tokenizers specification §6; a block too many or at another size would show."""
+    with torch.device("meta"), torch.no_grad():
+        network = Magvit(MagvitConfig())
+        inputs = (torch.zeros(1, 3, side, side), torch.zeros(1, 13, side // 16, side // 16))
+        halves = (network.encoder, network.decoder)
+        for half, values, expected in zip(halves, inputs, (encode, decode), strict=True):
+            with FlopCounterMode(display=False) as counter:
+                half(values)
+            assert counter.get_total_flops() / 1e9 == pytest.approx(expected, abs=0.5)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,146 @@
+"""Image codec at production size with random weights, against the machine's own arithmetic.
+
+    python benchmarks/bench_image_codec.py --json out.json
+
+For one and for two threads: seconds to encode and decode 336×336 and 512×512 pixels and to encode
+a video of five 336×336 frames. `ratio` is the time over FLOP ÷ rate, where FLOP is counted by
+PyTorch on the graph and rate is what a plain 3×3 convolution (256 → 256 channels, 128×128) reaches
+in the same process at the same moment: 1.0 would be a codec that only convolves, at that speed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
+
+from vllm_dynin.processors.codecs.image import ImageCodec
+from vllm_dynin.processors.codecs.magvit import Magvit, MagvitConfig
+
+
+def seconds(work: Callable[[], object], repeats: int) -> float:
+    best = float("inf")
+    for _ in range(repeats):
+        start = time.perf_counter()
+        work()
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+def flop(side: int) -> tuple[int, int]:
+    """FLOP of encoding and of decoding side × side pixels, counted on tensors without data."""
+    counts = []
+    with torch.device("meta"), torch.no_grad():
+        network = Magvit(MagvitConfig())
+        inputs = (torch.zeros(1, 3, side, side), torch.zeros(1, 13, side // 16, side // 16))
+        for half, values in zip((network.encoder, network.decoder), inputs, strict=True):
+            with FlopCounterMode(display=False) as counter:
+                half(values)
+            counts.append(counter.get_total_flops())
+    return counts[0], counts[1]
+
+
+@torch.inference_mode()
+def machine_rate() -> dict[str, float]:
+    """FLOP per second of a matrix product and of a convolution, both layouts, float32."""
+    matrix = torch.randn(1536, 1536)
+    x, w = torch.randn(1, 256, 128, 128), torch.randn(256, 256, 3, 3)
+    x_last = x.contiguous(memory_format=torch.channels_last)
+    w_last = w.contiguous(memory_format=torch.channels_last)
+    convolution = 2 * 9 * 256 * 256 * 128 * 128
+    for _ in range(2):  # warm up
+        F.conv2d(x_last, w_last, padding=1)
+        F.conv2d(x, w, padding=1)
+    return {
+        "matmul": 2 * 1536**3 / seconds(lambda: matrix @ matrix, 5),
+        "conv": convolution / seconds(lambda: F.conv2d(x, w, padding=1), 5),
+        "conv_channels_last": convolution / seconds(lambda: F.conv2d(x_last, w_last, padding=1), 5),
+    }
+
+
+def measure(codec: ImageCodec, threads: int, repeats: int) -> dict[str, object]:
+    torch.set_num_threads(threads)
+    rates = machine_rate()
+    rows: list[dict[str, float | str]] = []
+
+    def add(name: str, work: Callable[[], object], count: float) -> None:
+        taken = seconds(work, repeats)
+        bound = count / max(rates.values())
+        rows.append({"what": name, "seconds": taken, "gflop": count / 1e9, "ratio": taken / bound})
+        print(
+            f"{threads} thread(s)  {name:<28} {taken * 1e3:9.0f} ms  {count / 1e9:6.0f} GFLOP  "
+            f"{taken / bound:5.2f} × bound",
+            flush=True,
+        )
+
+    print({name: f"{rate / 1e9:.0f} GFLOP/s" for name, rate in rates.items()}, flush=True)
+    generator = np.random.default_rng(0)
+    for side in (336, 512):
+        encode_flop, decode_flop = flop(side)
+        array = generator.integers(0, 256, (side, side, 3), dtype=np.uint8)
+        image = Image.fromarray(array)
+        codes = codec.encode([image])  # also the warm-up
+        add(f"encode {side}", lambda image=image: codec.encode([image]), encode_flop)
+        add(
+            f"decode {side}",
+            lambda codes=codes, side=side: codec.decode(codes, side, side),
+            decode_flop,
+        )
+        if side == 336:
+            frames = [image] * 5
+            add(
+                "encode 5-frame video 336",
+                lambda frames=frames: codec.encode(frames),
+                5 * encode_flop,
+            )
+    return {"threads": threads, "rates": rates, "rows": rows}
+
+
+def layouts(repeats: int) -> dict[str, float]:
+    """Encoding 336 with channels first and last by turns: what ImageCodec's choice is worth."""
+    torch.set_num_threads(1)
+    taken: dict[str, list[float]] = {"first": [], "last": []}
+    pixels = torch.rand(1, 3, 336, 336) * 2 - 1
+    encoder = ImageCodec.from_config(MagvitConfig()).network.encoder
+    with torch.inference_mode():
+        for _ in range(repeats + 1):
+            for name, layout in (
+                ("first", torch.contiguous_format),
+                ("last", torch.channels_last),
+            ):
+                encoder.to(memory_format=layout)
+                x = pixels.contiguous(memory_format=layout)
+                taken[name].append(seconds(lambda x=x: encoder(x), 1))
+    best = {name: min(times[1:]) for name, times in taken.items()}
+    print(f"encode 336, 1 thread: channels first {best['first']:.2f} s, last {best['last']:.2f} s")
+    return best
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--json")
+    options = parser.parse_args()
+    codec = ImageCodec.from_config(MagvitConfig())
+    result = {
+        "machine": platform.processor() or platform.machine(),
+        "torch": torch.__version__,
+        "runs": [measure(codec, threads, options.repeats) for threads in options.threads],
+        "layouts": layouts(options.repeats),
+    }
+    if options.json:
+        with open(options.json, "w", encoding="utf-8") as file:
+            json.dump(result, file, indent=2)
+
+
+if __name__ == "__main__":
+    main()
