@@ -120,6 +120,9 @@ class MMadaConfig(LLaDAConfig):
         video_num_frames: frames taken of a video (paper).
         generation_resolution: pixels a side of a generated image (demo configuration).
         edit_resolution: pixels a side of an edited image and of its source (demo configuration).
+        image_text_block: tokens of the text block of prompts for images (demo configuration).
+        speech_text_block: the same for text to speech.
+        video_text_block: the same for video to speech.
         kwargs: as for `LLaDAConfig`.
     """
 
@@ -135,6 +138,9 @@ class MMadaConfig(LLaDAConfig):
         video_num_frames: int = 5,
         generation_resolution: int = 512,
         edit_resolution: int = 336,
+        image_text_block: int = 129,
+        speech_text_block: int = 1025,
+        video_text_block: int = 128,
         **kwargs: Any,
     ) -> None:
         kwargs.setdefault("image_codebook_size", codebook_size)
@@ -142,6 +148,8 @@ class MMadaConfig(LLaDAConfig):
         self.image_resolution, self.video_resolution = image_resolution, video_resolution
         self.video_num_frames = video_num_frames
         self.generation_resolution, self.edit_resolution = generation_resolution, edit_resolution
+        self.image_text_block, self.speech_text_block = image_text_block, speech_text_block
+        self.video_text_block = video_text_block
         super().__init__(codebook_size=codebook_size, **kwargs)
 
 

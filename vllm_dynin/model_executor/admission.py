@@ -131,6 +131,11 @@ def admit(
         raise ValueError(f"extra argument {plan_transport.KEY} is internal; remove it")
     options = DenoiseParams.parse(params.extra_args)
     _refuse_unsupported(params)
+    if params.n > 1 and (options.report or options.trajectory):
+        raise ValueError(
+            f"n={params.n} with dynin_report or dynin_trajectory: an output has room for one "
+            "report; send the prompt once for each answer, with seeds of their own"
+        )
     if params.max_tokens == limits.max_model_len - len(prompt_ids):
         # What vLLM fills in where the client states no length. An answer as long as the context
         # is never meant, and its length changes the answer: every slot is visible as a mask.

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SCHEDULER = "vllm_dynin.model_executor.scheduler.MaskedDiffusionScheduler"
+WORKER_EXTENSION = "vllm_dynin.model_executor.worker_extension.MediaWorkerExtension"
 NON_CAUSAL_BACKENDS = ("CPU_ATTN", "FLASH_ATTN", "TRITON_ATTN", "FLEX_ATTENTION")
 """Attention backends with a paged KV cache and `causal=False`."""
 
@@ -51,6 +52,8 @@ class EngineConfig(VerifyAndUpdateConfig):
         if vllm_config.diffusion_config is None:
             vllm_config.diffusion_config = DiffusionConfig(canvas_length=model.max_model_len)
         scheduler.scheduler_cls = SCHEDULER
+        parallel = vllm_config.parallel_config
+        parallel.worker_extension_cls = parallel.worker_extension_cls or WORKER_EXTENSION
         scheduler.async_scheduling = False  # every step starts from a rewound token count
         scheduler.enable_chunked_prefill = False  # a chunk cannot see what comes behind it
         vllm_config.cache_config.enable_prefix_caching = False  # nor can a cached prefix

@@ -60,7 +60,7 @@ class MaskedDiffusionSampler:
         if isinstance(logits, StepLogits):
             for number, request in enumerate(self._state.denoising):
                 slot, decoder = request.slot, request.slot.decoder
-                decoder.step(request.wanted, partial(logits.rows, number))
+                slot.step(request.wanted, partial(logits.rows, number))
                 first, stop = slot.num_emitted, decoder.num_committed
                 if stop > first:
                     committed[request.row] = decoder.ids[first:stop]

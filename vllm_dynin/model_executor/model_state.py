@@ -21,6 +21,7 @@ from vllm_dynin import compat
 from vllm_dynin.model_executor import plan_transport
 from vllm_dynin.model_executor.masked_diffusion import MaskedDiffusionLM
 from vllm_dynin.model_executor.slot import Slot
+from vllm_dynin.model_executor.trajectories import TrajectoryStore
 
 if TYPE_CHECKING:
     from vllm.tasks import GenerationTask
@@ -62,6 +63,7 @@ class MaskedDiffusionState(ModelState):
         self.slots: dict[int, Slot] = {}
         self.denoising: list[DenoisingRequest] = []
         """The denoising requests of the current step, in batch order; the sampler reads it."""
+        self.trajectories = TrajectoryStore()
         self._slot_of: dict[str, int] = {}
         self._block_size = vllm_config.cache_config.block_size
         self._table_unit = self._block_size
@@ -99,6 +101,7 @@ class MaskedDiffusionState(ModelState):
             self.device,
             committed,
             [feature.identifier for feature in new_req_data.mm_features],
+            self.trajectories.start(new_req_data.req_id) if request.options.trajectory else None,
         )
 
     def remove_request(self, req_id: str) -> None:

@@ -15,11 +15,13 @@ from typing import Any, cast
 from vllm.multimodal.inputs import MultiModalFeatureSpec
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.engine import EngineCoreOutputs
 from vllm.v1.request import Request
 
 from vllm_dynin.config import LLaDAConfig
 from vllm_dynin.model_executor.admission import plan_request
 from vllm_dynin.model_executor.plan_transport import attach
+from vllm_dynin.model_executor.reports import ReportBook
 from vllm_dynin.model_executor.row_layout import RowLayout, prompt_rows
 from vllm_dynin.planning import make_plan
 
@@ -35,6 +37,7 @@ class MaskedDiffusionScheduler(Scheduler):
         self._num_slots: dict[str, int] = {}
         self._media: dict[str, list[MultiModalFeatureSpec]] = {}
         self._last_step: dict[str, int] = {}
+        self._reports = ReportBook()
 
     def add_request(self, request: Request) -> None:
         """Plan a new request and put the rows in front of its canvas in the place of its prompt.
@@ -60,6 +63,8 @@ class MaskedDiffusionScheduler(Scheduler):
             _moved(feature, layout.conditional_start) for feature in request.mm_features
         ]
         self._num_slots[request.request_id] = canvas.num_slots
+        num_streams = 1 if canvas.unconditional is None else 2
+        self._reports.open(request.request_id, planned.options, num_streams)
         super().add_request(request)
 
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
@@ -82,7 +87,21 @@ class MaskedDiffusionScheduler(Scheduler):
             request.num_computed_tokens = 0
             request.spec_token_ids = [0] * undecided
             self._last_step[request.request_id] = self.current_step
-        return super().schedule(throttle_prefills)
+        output = super().schedule(throttle_prefills)
+        for request_id in output.num_scheduled_tokens:
+            self._reports.start(request_id)
+        for request_id in output.scheduled_spec_decode_tokens:
+            self._reports.count(request_id)
+        return output
+
+    def update_from_output(self, *args: Any, **kwargs: Any) -> dict[int, EngineCoreOutputs]:
+        """Send the report so far along with the tokens of a request that goes on."""
+        updates = super().update_from_output(*args, **kwargs)
+        for update in updates.values():
+            for output in update.outputs:
+                if output.finish_reason is None:
+                    output.kv_transfer_params = self._reports.parameters(output.request_id)
+        return updates
 
     def make_spec_decoding_stats(self, *args: Any, **kwargs: Any) -> None:
         """Undecided slots are no rejected drafts: report no acceptance rate."""
@@ -95,11 +114,13 @@ class MaskedDiffusionScheduler(Scheduler):
         super()._preempt_request(request, *args, **kwargs)
 
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
-        """Forget a finished request."""
+        """Forget a finished request; its report goes where a KV transfer would be announced."""
         self._last_step.pop(request.request_id, None)
         self._num_slots.pop(request.request_id, None)
         self._media.pop(request.request_id, None)
-        return super()._free_request(request, *args, **kwargs)
+        kv_parameters, encoder_parameters = super()._free_request(request, *args, **kwargs)
+        assert kv_parameters is None  # KV transfer is refused at start-up
+        return self._reports.close(request.request_id), encoder_parameters
 
 
 def _moved(feature: MultiModalFeatureSpec, offset: int) -> MultiModalFeatureSpec:

@@ -11,6 +11,8 @@ from vllm_dynin.config import LLaDAConfig
 from vllm_dynin.model_executor.row_layout import RowLayout, prompt_rows, row_positions
 from vllm_dynin.model_executor.step_logits import WantedRows
 from vllm_dynin.planning import PlanRequest, make_plan
+from vllm_dynin.sampling.block import LogitRows
+from vllm_dynin.sampling.decided_steps import DecidedSteps
 from vllm_dynin.sampling.decoder import CanvasDecoder
 
 
@@ -24,6 +26,7 @@ class Slot:
         device: where the model runs.
         committed: ids given out before the request was preempted.
         media: content hashes of its media, in order.
+        trajectory: where to note what each denoising step decides, or None.
     """
 
     def __init__(
@@ -34,12 +37,14 @@ class Slot:
         device: torch.device,
         committed: tuple[int, ...] = (),
         media: Sequence[str] = (),
+        trajectory: DecidedSteps | None = None,
     ) -> None:
         self.num_emitted = len(committed)
         self._request, self._config, self._block_size = request, config, block_size
         self._device, self._committed = device, committed
         self._codes: list[Tensor | None] = [None] * len(media)
         self._media = tuple(media)
+        self._trajectory = trajectory
         self.is_ready = False
         if not media:
             self._start()
@@ -66,6 +71,14 @@ class Slot:
         rows = [*prompt_rows(plan.canvas, self.layout), *plan.canvas.slots]
         self._ids = torch.tensor(rows, device=self._device)
         self.is_ready = True
+        if self._trajectory is not None:
+            self._trajectory.begin(self.decoder.ids, plan.canvas.mask_id)
+
+    def step(self, slots: Tensor, logits: LogitRows) -> None:
+        """One denoising step, given the guided logits of the wanted slots."""
+        self.decoder.step(slots, logits)
+        if self._trajectory is not None:
+            self._trajectory.record(self.decoder.ids, self.decoder.plan.canvas.mask_id)
 
     def ids(self) -> Tensor:
         """int64: ids of all rows as the canvas stands now."""

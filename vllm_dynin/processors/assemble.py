@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from vllm_dynin.canvas import Canvas, Parity
+from vllm_dynin.config import LLaDAConfig, MMadaConfig
 from vllm_dynin.processors import chat, templates
 from vllm_dynin.processors.templates.pieces import wrap_image, wrap_speech
+from vllm_dynin.processors.text_tokenizer import TextTokenizer
 from vllm_dynin.tokens import Vocabulary
 
 Codes = Sequence[int]
@@ -95,6 +98,30 @@ class PromptAssembler:
     image_text_block: int = templates.IMAGE_TEXT_BLOCK
     speech_text_block: int = templates.SPEECH_TEXT_BLOCK
     video_text_block: int = templates.VIDEO_TEXT_BLOCK
+
+    @classmethod
+    def of_checkpoint(
+        cls, config: LLaDAConfig, tokenizer: TextTokenizer, *, parity: Parity = Parity.DEFAULT
+    ) -> PromptAssembler:
+        """The prompts of one checkpoint, with the text blocks its configuration names.
+
+        Args:
+            config: of the checkpoint; its `vocab_size` is the row count of the table.
+            tokenizer: of the checkpoint, see `load_tokenizer`.
+            parity: as for the constructor.
+        """
+        blocks = {}
+        if isinstance(config, MMadaConfig):
+            names = ("image_text_block", "speech_text_block", "video_text_block")
+            blocks = {name: getattr(config, name) for name in names}
+        return cls(
+            vocabulary=config.vocabulary,
+            num_rows=config.vocab_size,
+            encode=partial(tokenizer.encode, add_special_tokens=False),
+            parity=parity,
+            max_length=config.max_sequence_length,
+            **blocks,
+        )
 
     @property
     def _overflow(self) -> templates.Overflow:

@@ -99,6 +99,14 @@ class DenoiseParams(
     """`default` fixes what is a bug in the original, `reference` reproduces it (docs/decisions.md).
     """
 
+    report: bool | None = None
+    """Whether the answer comes with an account of its work: denoising steps, forwards, seconds.
+    It is in the output's `kv_transfer_params` under `dynin_report`. Goes with n=1."""
+
+    trajectory: bool | None = None
+    """Whether to keep at which denoising step each token was decided, to show an answer as it
+    filled in. The report, which comes along, names it. Goes with n=1."""
+
     @classmethod
     def parse(cls, extra_args: Mapping[str, Any] | None) -> DenoiseParams:
         """Read our options out of `SamplingParams.extra_args`; other keys are left alone.

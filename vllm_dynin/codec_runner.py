@@ -1,0 +1,170 @@
+"""Where codecs run for a client of the engine: on the worker, or beside the engine.
+
+On a GPU machine they belong where the model is, in calls so short that no denoising step waits
+long; on a CPU machine they run in threads of the caller's process, and no step waits at all.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from vllm_dynin.processors.media import AUDIO_RATE, CodecFolders, MediaCodecs
+from vllm_dynin.tokens import Vocabulary
+
+Place = Literal["worker", "local"]
+Call = Callable[[str, tuple[Any, ...]], Sequence[Any]]
+"""`call(method, arguments)`: run a method on every worker; one result a worker."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False)
+class Sound:
+    """A piece of sound.
+
+    Args:
+        waveform: float32 [N] in [-1, 1]; empty where nothing was said.
+        sample_rate: Hz.
+    """
+
+    waveform: NDArray[np.float32]
+    sample_rate: int
+
+    @property
+    def seconds(self) -> float:
+        """Duration."""
+        return len(self.waveform) / self.sample_rate
+
+    def to_bytes(self, audio_format: str = "wav") -> bytes:
+        """The sound as a file; formats as in `codecs.audio_io.encode_audio`.
+
+        Raises:
+            ValueError: unknown format, or nothing was said.
+        """
+        from vllm_dynin.processors.codecs.audio_io import encode_audio
+
+        return encode_audio(self.waveform, self.sample_rate, audio_format)
+
+
+class CodecRunner:
+    """Encodes and decodes media for a client of the engine.
+
+    Args:
+        folders: where the checkpoint's codecs are.
+        vocabulary: ids of the checkpoint.
+        place: `worker` sends the work to the engine's worker, one call after another; `local`
+            loads the codecs into this process and runs them in threads.
+        call: how to reach the workers; needed for `worker`.
+        num_threads: threads of `local`.
+    """
+
+    def __init__(
+        self,
+        folders: CodecFolders,
+        vocabulary: Vocabulary,
+        *,
+        place: Place = "local",
+        call: Call | None = None,
+        num_threads: int = 2,
+    ) -> None:
+        if place == "worker" and call is None:
+            raise ValueError("place='worker' needs `call`, the way to the workers; or use 'local'")
+        self.place = place
+        self._call = call
+        self._codecs = MediaCodecs(folders, torch.device("cpu"), vocabulary)
+        self._threads = (
+            ThreadPoolExecutor(num_threads, "dynin-codec") if place == "local" else None
+        )
+
+    def encode_image(self, image: Image.Image) -> list[int]:
+        """Codes of an RGB image whose sides are multiples of the patch; raster order, no offset."""
+        if self.place == "local":
+            codes: list[int] = self._codecs.image.encode([image])[0].tolist()
+            return codes
+        return list(
+            self._ask("dynin_encode_image", image.tobytes(), image.height, image.width) or ()
+        )
+
+    def encode_speech(self, waveform: NDArray[np.float32]) -> list[int]:
+        """Units of mono samples at `AUDIO_RATE`, repeats kept, so that their place is their time."""
+        if self.place == "local":
+            return self._codecs.speech.encode(waveform, AUDIO_RATE, collapse_repeats=False)
+        samples = np.ascontiguousarray(waveform, np.float32).tobytes()
+        return list(self._ask("dynin_encode_speech", samples) or ())
+
+    def decode_image(self, codes: Sequence[int], height: int, width: int) -> Future[Image.Image]:
+        """The image of these codes, RGB."""
+        return self._submit(lambda: self._decoded_image(list(codes), height, width))
+
+    def decode_speech(
+        self, units: Sequence[int], *, style: str | None = None, seed: int | None = None
+    ) -> Future[Sound]:
+        """The sound of these units; without units, silence of no length.
+
+        Args:
+            units: without offset.
+            style: as in `codecs.styles.parse_style`; None for the default.
+            seed: of the voice; None draws one.
+        """
+        return self._submit(lambda: self._decoded_speech(list(units), style, seed))
+
+    def take_trajectory(self, name: str) -> list[int]:
+        """Steps of a trajectory's slots; the worker forgets it.
+
+        Raises:
+            ValueError: it is not kept any more, or there is no way to the workers.
+        """
+        steps = None if self._call is None else self._ask("dynin_take_trajectory", name)
+        if steps is None:
+            raise ValueError(
+                f"the worker does not keep trajectory {name!r}: it was fetched before, or more "
+                "recent ones took its place; fetch each once, soon after its request has ended"
+            )
+        return list(steps)
+
+    def _submit(self, work: Callable[[], T]) -> Future[T]:
+        if self._threads is not None:
+            return self._threads.submit(work)
+        done: Future[T] = Future()
+        try:
+            done.set_result(work())
+        except Exception as error:  # handed on to whoever asks for the result
+            done.set_exception(error)
+        return done
+
+    def _decoded_image(self, codes: list[int], height: int, width: int) -> Image.Image:
+        if self.place == "local":
+            return self._codecs.image.decode(torch.tensor([codes]), height, width)[0]
+        return Image.frombytes(
+            "RGB", (width, height), self._ask("dynin_decode_image", codes, height, width)
+        )
+
+    def _decoded_speech(self, units: list[int], style: str | None, seed: int | None) -> Sound:
+        if self.place == "local":
+            speech = self._codecs.speech
+            if not units:
+                return Sound(np.zeros(0, np.float32), speech.output_rate)
+            options = {} if style is None else {"style": style}
+            return Sound(*speech.decode(units, seed=seed, **options))
+        rate = int(self._ask("dynin_speech_rate"))
+        pieces = [np.zeros(0, np.float32)]
+        if units:
+            name = uuid.uuid4().hex
+            self._ask("dynin_open_speech", name, units, style, seed)
+            while piece := self._ask("dynin_next_speech", name):
+                pieces.append(np.frombuffer(piece, np.float32))
+        return Sound(np.concatenate(pieces), rate)
+
+    def _ask(self, method: str, *arguments: Any) -> Any:
+        """Run a method on the workers; what rank 0 answers."""
+        assert self._call is not None
+        return self._call(method, arguments)[0]

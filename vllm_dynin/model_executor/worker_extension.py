@@ -1,0 +1,101 @@
+"""What can be asked of a worker between two engine steps: to run a codec, or for a trajectory.
+
+vLLM mixes this class into its worker; `collective_rpc` calls a method by name on every rank, and
+no denoising step runs meanwhile. So each call does a bounded piece of work: one image, one chunk
+of a recording, about a second of speech. Rank 0 answers, the others return None. Arguments and
+results are bytes, numbers and lists of them, which is what vLLM sends between processes.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import Any, cast
+
+import numpy as np
+import torch
+from PIL import Image
+
+from vllm_dynin.processors.media import AUDIO_RATE, MediaCodecs
+
+MAX_OPEN_STREAMS = 256
+"""Speech streams that were opened and not read to their end; the oldest goes first."""
+
+
+class MediaWorkerExtension:
+    """Methods added to vLLM's worker. Their names open with `dynin_`, to stay clear of its own."""
+
+    rank: int
+    model_runner: Any
+
+    def dynin_encode_image(self, pixels: bytes, height: int, width: int) -> list[int] | None:
+        """Codes of one RGB image of height × width × 3 bytes, raster order, no offset."""
+        if self.rank != 0:
+            return None
+        array = np.frombuffer(pixels, np.uint8).reshape(height, width, 3)
+        codes = self._dynin_codecs().image.encode([Image.fromarray(array)])
+        return cast(list[int], codes[0].tolist())
+
+    def dynin_decode_image(self, codes: list[int], height: int, width: int) -> bytes | None:
+        """One RGB image of height × width × 3 bytes from its codes."""
+        if self.rank != 0:
+            return None
+        image = self._dynin_codecs().image.decode(torch.tensor([codes]), height, width)[0]
+        return image.tobytes()
+
+    def dynin_encode_speech(self, samples: bytes) -> list[int] | None:
+        """Units of float32 mono samples at `AUDIO_RATE`, repeats kept."""
+        if self.rank != 0:
+            return None
+        waveform = np.frombuffer(samples, np.float32)
+        return self._dynin_codecs().speech.encode(waveform, AUDIO_RATE, collapse_repeats=False)
+
+    def dynin_speech_rate(self) -> int | None:
+        """Samples per second of decoded speech."""
+        return self._dynin_codecs().speech.output_rate if self.rank == 0 else None
+
+    def dynin_open_speech(
+        self, name: str, units: list[int], style: str | None, seed: int | None
+    ) -> None:
+        """Start to speak units; `dynin_next_speech` gives the sound under the same name."""
+        if self.rank == 0:
+            options = {} if style is None else {"style": style}
+            stream = self._dynin_codecs().speech.decode_stream(units, seed=seed, **options)
+            streams = self._dynin_streams()
+            streams[name] = stream
+            if len(streams) > MAX_OPEN_STREAMS:
+                streams.popitem(last=False)
+
+    def dynin_next_speech(self, name: str) -> bytes | None:
+        """The next float32 samples, about a second; empty at the end, which closes the stream."""
+        if self.rank != 0:
+            return None
+        stream = self._dynin_streams().get(name)
+        piece = None if stream is None else next(stream, None)
+        if piece is None:
+            self._dynin_streams().pop(name, None)
+            return b""
+        return np.asarray(piece, np.float32).tobytes()
+
+    def dynin_take_trajectory(self, name: str) -> list[int] | None:
+        """At which step each slot of a request was decided; None where it is not kept (any more).
+
+        Args:
+            name: of the trajectory, from the request's report.
+        """
+        if self.rank != 0:
+            return None
+        return self.model_runner.model_state.trajectories.take(name)
+
+    def _dynin_codecs(self) -> MediaCodecs:
+        codecs = getattr(self.model_runner.model, "media", None)
+        if codecs is None:
+            raise ValueError("a text-only model has no codecs; use a checkpoint with media")
+        return cast(MediaCodecs, codecs)
+
+    def _dynin_streams(self) -> OrderedDict[str, Iterator[Any]]:
+        # On the model and not here: the worker's own __init__ never calls one of ours.
+        runner = self.model_runner
+        if not hasattr(runner, "dynin_streams"):
+            runner.dynin_streams = OrderedDict()
+        return cast("OrderedDict[str, Iterator[Any]]", runner.dynin_streams)

@@ -1,0 +1,42 @@
+"""What a request cost, as it is told to the client.
+
+vLLM has one way for an engine to return something with a request's output beside tokens,
+`kv_transfer_params`; these models refuse KV transfer, so the report travels there. Remove that
+detour when vLLM offers a field of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+REPORT = "dynin_report"
+"""Key of a report in `kv_transfer_params`."""
+
+
+class Report(msgspec.Struct, kw_only=True):
+    """What one request cost. Plain data: it is sent to the client."""
+
+    steps: int = 0
+    """Denoising steps. The pass over the prompt, which decides nothing, is not one."""
+
+    forwards: int = 0
+    """Sequences of the request that went through the model in those steps: two a step with
+    guidance, one without."""
+
+    queue_seconds: float = 0.0
+    """From arrival in the engine core to the first step."""
+
+    run_seconds: float = 0.0
+    """From the first step on, steps of other requests in between included."""
+
+    trajectory: str | None = None
+    """Name under which the workers keep the trajectory, where one was asked for."""
+
+
+def read_report(parameters: Mapping[str, Any] | None) -> Report | None:
+    """The report in an output's `kv_transfer_params`, None where there is none."""
+    found = (parameters or {}).get(REPORT)
+    return None if found is None else msgspec.convert(found, Report)
