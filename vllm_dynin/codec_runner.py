@@ -81,9 +81,7 @@ class CodecRunner:
         self.place = place
         self._call = call
         self._codecs = MediaCodecs(folders, torch.device("cpu"), vocabulary)
-        self._threads = (
-            ThreadPoolExecutor(num_threads, "dynin-codec") if place == "local" else None
-        )
+        self._threads = ThreadPoolExecutor(num_threads, "dynin-codec") if place == "local" else None
 
     def encode_image(self, image: Image.Image) -> list[int]:
         """Codes of an RGB image whose sides are multiples of the patch; raster order, no offset."""

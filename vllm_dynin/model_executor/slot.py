@@ -11,9 +11,9 @@ from vllm_dynin.config import LLaDAConfig
 from vllm_dynin.model_executor.row_layout import RowLayout, prompt_rows, row_positions
 from vllm_dynin.model_executor.step_logits import WantedRows
 from vllm_dynin.planning import PlanRequest, make_plan
-from vllm_dynin.sampling.block import LogitRows
 from vllm_dynin.sampling.decided_steps import DecidedSteps
 from vllm_dynin.sampling.decoder import CanvasDecoder
+from vllm_dynin.sampling.tiles import LogitRows
 
 
 class Slot:
