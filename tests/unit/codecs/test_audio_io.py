@@ -201,10 +201,6 @@ def test_refused(data, message):
     assert "0x" not in str(error.value)  # no object addresses in a message for users
 
 
-def stereo_384k():
-    return as_file(np.stack([tone(2, 384_000)] * 8, axis=1), 384_000)
-
-
 ACCEPTED = {
     "8 channels at 384 kHz": (
         lambda: as_file(np.stack([tone(1, 384_000)] * 8, axis=1), 384_000),
@@ -315,6 +311,14 @@ def test_five_minutes_of_many_channels_in_bounded_memory():
 # Damaged files.
 
 
+def test_64_bit_integers_are_refused():
+    """Found by tests/fuzz_audio.py: FFmpeg reads them, but cannot hand them over."""
+    data = bytearray(as_file(tone(), subtype="DOUBLE"))
+    data[data.index(b"fmt ") + 8] = 1  # says integers where it said floats
+    with pytest.raises(MediaError, match="s64"):
+        load_audio(bytes(data), target_rate=RATE)
+
+
 def test_damaged_files():
     files = originals()
     outcomes = {name: [] for name in FORMATS}
@@ -327,7 +331,7 @@ def test_damaged_files():
         except Exception as error:
             raise AssertionError(f"mutant {seed} ({name}, {mutations}): {error!r}") from error
     assert used == {mutate.__name__ for mutate in MUTATIONS}
-    # The mutants reach both the decoders and the refusals; of FLAC hardly one survives its checksums.
+    # The mutants reach both the decoders and the refusals. Hardly a FLAC survives its checksums.
     for name, results in outcomes.items():
         assert "refused" in results, name
         assert "read" in results or name == "flac", name

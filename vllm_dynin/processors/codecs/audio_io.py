@@ -249,7 +249,10 @@ def _ffmpeg_blocks(stream: BinaryIO, limits: MediaLimits) -> Iterator[Block]:
 
 def _frame_samples(frame: av.AudioFrame) -> NDArray[Any]:
     """[n, channels] with full scale 1.0, from planar or interleaved samples of any type."""
-    samples = frame.to_ndarray()
+    try:
+        samples = frame.to_ndarray()
+    except ValueError as error:  # 64-bit integers
+        raise MediaError(f"samples of the type {frame.format.name} are not read") from error
     channels = frame.layout.nb_channels
     interleaved = samples.T if frame.format.is_planar else samples.reshape(-1, channels)
     return _full_scale(interleaved)
