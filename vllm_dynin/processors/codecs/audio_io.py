@@ -7,6 +7,7 @@ Ogg, MP3, AIFF, …), FFmpeg the rest (MP4, WebM, AAC, …); neither is given a 
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 from collections.abc import Iterator
@@ -104,7 +105,8 @@ def resample(samples: Samples, sample_rate: int, target_rate: int) -> Samples:
 
 
 def _check_rate(rate: Any, limits: MediaLimits) -> int:
-    if isinstance(rate, bool) or not isinstance(rate, int | float | np.number) or rate != int(rate):
+    is_number = isinstance(rate, int | float | np.number) and not isinstance(rate, bool)
+    if not is_number or rate % 1 != 0:  # infinity and NaN fail this as well
         raise ValueError(f"sample_rate={rate!r} must be a whole number of Hz")
     if rate < MIN_SAMPLE_RATE:
         raise MediaError(f"sample_rate={rate} Hz is below {MIN_SAMPLE_RATE} Hz; check the source")
@@ -170,22 +172,43 @@ def _as_float32(samples: NDArray[Any], position: int) -> Samples:
 
 def _read_stream(stream: BinaryIO, target_rate: int, limits: MediaLimits) -> Samples:
     """Decode with libsndfile, or with FFmpeg where libsndfile does not know the format."""
-    try:
-        sound = soundfile.SoundFile(stream)
-    except (soundfile.LibsndfileError, TypeError) as error:
-        # TypeError: soundfile took a name ending in .raw for headerless audio.
-        first_reason = getattr(error, "error_string", str(error)).rstrip(".")
+    head = stream.read(3)
+    stream.seek(0)
+    if head == b"ID3" or (head[0] == 0xFF and head[1:2] >= b"\xe0"):
+        # libsndfile's MP3 decoder writes a line to stderr for every damaged frame.
+        reason = "MPEG audio is left to FFmpeg"
     else:
-        with sound:
-            return _collect(_sndfile_blocks(sound, limits), target_rate, limits)
+        try:
+            sound = soundfile.SoundFile(_BoundedSeeks(stream))
+        except soundfile.LibsndfileError as error:
+            reason = error.error_string.rstrip(".")
+        else:
+            with sound:
+                return _collect(_sndfile_blocks(sound, limits), target_rate, limits)
     stream.seek(0)
     try:
         return _collect(_ffmpeg_blocks(stream, limits), target_rate, limits)
     except (av.FFmpegError, IndexError) as error:
         raise MediaError(
-            f"this is not audio that can be read (libsndfile: {first_reason}; FFmpeg: "
+            f"this is not audio that can be read (libsndfile: {reason}; FFmpeg: "
             f"{getattr(error, 'strerror', None) or error}); send WAV, FLAC, Ogg, MP3, MP4 or WebM"
         ) from error
+
+
+class _BoundedSeeks:
+    """A file in which a seek to before its start is ignored: an error would arise in a C callback.
+
+    Damaged files make libsndfile try it; it then reads on and finds the damage itself.
+    """
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self.read, self.tell = stream.read, stream.tell
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        with contextlib.suppress(ValueError, OSError):
+            self._stream.seek(offset, whence)
+        return self._stream.tell()
 
 
 Block = tuple[NDArray[Any], int]  # float [n, channels] and the rate in Hz
@@ -226,7 +249,10 @@ def _ffmpeg_blocks(stream: BinaryIO, limits: MediaLimits) -> Iterator[Block]:
 
 def _frame_samples(frame: av.AudioFrame) -> NDArray[Any]:
     """[n, channels] with full scale 1.0, from planar or interleaved samples of any type."""
-    samples = frame.to_ndarray()
+    try:
+        samples = frame.to_ndarray()
+    except ValueError as error:  # 64-bit integers
+        raise MediaError(f"samples of the type {frame.format.name} are not read") from error
     channels = frame.layout.nb_channels
     interleaved = samples.T if frame.format.is_planar else samples.reshape(-1, channels)
     return _full_scale(interleaved)

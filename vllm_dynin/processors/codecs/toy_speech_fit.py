@@ -46,6 +46,7 @@ SPEAKING_VOICE = "rms"  # both judges understand it best (docs/codecs-speech.md)
 LISTENING_VOICES = ("slt", "slt", "rms", "awb", "kal16")  # slt counts twice: demos speak with it
 # Autocorrelation peaks of noise and of voiced speech, between which voicing goes from 0 to 1.
 _NOISY, _PERIODIC, _CLEARLY_VOICED = 0.35, 0.75, 0.6
+_SILENT_FRAMES = 3_000
 _MIN_RUNS = 2  # a stretch that occurred once only is left to the mean of its unit
 _VOICE_KEYS = ("trajectory_of", "envelope", "voicing", "frames", "pitch_hz")
 _FLITE_PAUSE = "pau"
@@ -125,8 +126,11 @@ def fit_classifier(
 ) -> None:
     """Train the frame classifier by cross-entropy, in place."""
     generator = torch.Generator().manual_seed(seed)
-    inputs = torch.cat([codec.stacked(u.waveform) for u in utterances])
-    targets = torch.cat(list(labels))
+    heard = [codec.stacked(u.waveform) for u in utterances]
+    # Digital silence, whose normalised features are all zero, is a pause too.
+    silence = torch.zeros(_SILENT_FRAMES, heard[0].shape[1])
+    inputs = torch.cat([*heard, silence])
+    targets = torch.cat([*labels, torch.full((_SILENT_FRAMES,), PAUSE)])
     parameters = [*codec.hidden.parameters(), *codec.score.parameters()]
     for parameter in parameters:
         torch.nn.init.uniform_(parameter, -0.05, 0.05, generator=generator).requires_grad_(True)
