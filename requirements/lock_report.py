@@ -1,4 +1,4 @@
-"""The two text steps of lock.sh: requirements from metadata, a lock file from pip's report."""
+"""The text steps of lock.sh: requirements from metadata, lock files from pip's reports."""
 
 from __future__ import annotations
 
@@ -62,6 +62,13 @@ def lock(report: Path, extra: Path, without: Path | None) -> list[str]:
     return [pins[name] for name in sorted(pins)]
 
 
+def cuda_libraries(report: Path) -> list[str]:
+    """`name==version` lines of the CUDA libraries that torch's CUDA build requires."""
+    installed = json.loads(report.read_text())["install"]
+    pins = [f"{normalised(i['metadata']['name'])}=={i['metadata']['version']}" for i in installed]
+    return sorted(pin for pin in pins if pin.startswith(("nvidia-", "cuda-")))
+
+
 def main() -> None:
     """Print what lock.sh asks for."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -73,11 +80,17 @@ def main() -> None:
     second.add_argument("report", type=Path)
     second.add_argument("extra", type=Path)
     second.add_argument("--without", type=Path)
+    third = step.add_parser("cuda")
+    third.add_argument("report", type=Path)
     args = parser.parse_args()
     if args.step == "requires":
         print("\n".join(requires(args.wheel, args.pyproject)))
         return
     print("# Python 3.11, x86-64 Linux, CPU. Written by requirements/lock.sh; do not edit.")
+    if args.step == "cuda":
+        print("# The libraries of torch's CUDA build, for indexes without the CPU build.")
+        print("\n".join(cuda_libraries(args.report)))
+        return
     print("# A full closure: install it with `pip install --no-deps -r` (docs/install.md).")
     print("\n".join(lock(args.report, args.extra, args.without)))
 

