@@ -272,6 +272,20 @@ def hostile():
 CASES = list(hostile())
 
 
+def test_containers_that_are_not_on_the_list_are_refused():
+    """A good file of another kind: the list is what keeps playlists and device readers out."""
+    stream = io.BytesIO()
+    with av.open(stream, "w", format="mpegts") as container:
+        track = container.add_stream("mpeg2video", rate=25)
+        track.width, track.height, track.pix_fmt = 64, 48, "yuv420p"
+        container.mux(track.encode(av.VideoFrame.from_ndarray(grey_frame(50), format="rgb24")))
+        container.mux(track.encode())
+    with av.open(io.BytesIO(stream.getvalue())) as container:
+        assert len(list(container.decode(video=0))) == 1
+    with pytest.raises(MediaError, match="supported: mov,mp4"):
+        load_frames(stream.getvalue(), 1, 16)
+
+
 @pytest.mark.parametrize("data", [c[1] for c in CASES], ids=[c[0] for c in CASES])
 def test_hostile_files_are_refused(data):
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
