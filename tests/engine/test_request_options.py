@@ -190,6 +190,8 @@ def test_greedy_needs_no_seed(llm, reference):
 
 # --- log-probabilities ----------------------------------------------------------------------------
 
+# float32 noise of two attention kernels in logits up to 30, which guidance at 1.5 multiplies by 4;
+# the largest difference seen is 6e-5.
 LOGPROB_TOLERANCE = 2e-4
 
 
@@ -217,13 +219,15 @@ def test_logprobs_are_those_of_the_committing_step(
     assert len(answer.logprobs) == 32
     for place, (token, found) in enumerate(zip(answer.token_ids, answer.logprobs, strict=True)):
         ids = expected.ids[place].tolist()
+        assert ids[0] == token
         values = dict(zip(ids, expected.logprobs[place].tolist(), strict=True))
         assert found.keys() == set(ids)
         for token_id, value in values.items():
             assert found[token_id].logprob == pytest.approx(value, abs=LOGPROB_TOLERANCE)
-        assert found[token].rank == expected.rank[place]
-        for rank, token_id in enumerate(ids[1:], start=1):
-            assert found[token_id].rank == rank
+        if len(set(ids)) >= num_top:  # not a mask that was left, which has no alternatives
+            assert found[token].rank == expected.rank[place]
+            for rank, token_id in enumerate(ids[1:], start=1):
+                assert found[token_id].rank == rank
     total = sum(
         found[token].logprob for token, found in zip(answer.token_ids, answer.logprobs, strict=True)
     )
