@@ -17,6 +17,7 @@ from packaging.version import Version
 
 if TYPE_CHECKING:
     from vllm.v1.engine import EngineCoreRequest
+    from vllm.v1.engine.input_processor import InputProcessor
 
 logger = logging.getLogger(__name__)
 
@@ -111,24 +112,46 @@ def hook_admission() -> None:
     """Check our requests in the frontend, where a refusal is a 4xx and costs nobody else anything.
 
     vLLM has no hook that sees a request's prompt and parameters together at admission, so
-    `InputProcessor.process_inputs` is wrapped. Remove when there is one.
+    `InputProcessor.process_inputs` is wrapped. Its beam search sends requests of its own, which
+    look like ordinary ones; `resolve_watermarking` is the one call of the frontend that is given
+    the parameters of a beam search. Remove when there is a hook for admission.
     """
     from vllm.v1.engine.input_processor import InputProcessor
 
     original = InputProcessor.process_inputs
     if getattr(original, "_dynin", False):
         return
+    signature = inspect.signature(original)
 
     @wraps(original)
     def process_inputs(self: InputProcessor, *args: Any, **kwargs: Any) -> EngineCoreRequest:
+        if not _is_ours(self):
+            return original(self, *args, **kwargs)
+        from vllm_dynin.model_executor.admission import admit_request
+
+        params = signature.bind(self, *args, **kwargs).arguments["params"]
+        # Before vLLM adds what the checkpoint's generation config says.
+        stop_token_ids = tuple(getattr(params, "stop_token_ids", None) or ())
         request = original(self, *args, **kwargs)
-        from vllm_dynin.config import LLaDAConfig
-
-        if isinstance(self.vllm_config.model_config.hf_config, LLaDAConfig):
-            from vllm_dynin.model_executor.admission import admit_request
-
-            admit_request(request, self.vllm_config)
+        admit_request(request, stop_token_ids, self.vllm_config)
         return request
+
+    resolve = InputProcessor.resolve_watermarking
+
+    @wraps(resolve)
+    def resolve_watermarking(self: InputProcessor, params: Any) -> Any:
+        if _is_ours(self):
+            from vllm_dynin.model_executor.admission import refuse_beam_search
+
+            refuse_beam_search(params)
+        return resolve(self, params)
 
     process_inputs._dynin = True  # type: ignore[attr-defined]
     InputProcessor.process_inputs = process_inputs  # type: ignore[method-assign]
+    InputProcessor.resolve_watermarking = resolve_watermarking  # type: ignore[method-assign]
+
+
+def _is_ours(processor: InputProcessor) -> bool:
+    from vllm_dynin.config import LLaDAConfig
+
+    return isinstance(processor.vllm_config.model_config.hf_config, LLaDAConfig)

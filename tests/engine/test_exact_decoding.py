@@ -4,17 +4,10 @@ import random
 
 import pytest
 from helpers.engines import metric, start_llm
-from helpers.request_mix import Case, expected_tokens, mixed_cases, random_prompt
+from helpers.request_mix import Case, expected_tokens, generate, mixed_cases, random_prompt
 from vllm.sampling_params import RequestOutputKind
 
 from vllm_dynin.sampling.params import DenoiseParams
-
-
-def generate(llm, cases):
-    outputs = llm.generate(
-        [case.prompt for case in cases], [case.params for case in cases], use_tqdm=False
-    )
-    return [list(output.outputs[0].token_ids) for output in outputs]
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from typing import Any
 from vllm_dynin.config import LLaDAConfig
 from vllm_dynin.planning import PlanRequest, StandardOptions, make_plan
 from vllm_dynin.sampling.decoder import Plan
-from vllm_dynin.sampling.params import DenoiseParams
+from vllm_dynin.sampling.params import PREFIX, DenoiseParams
 
 
 def text_plan(
@@ -21,11 +21,10 @@ def text_plan(
     logprobs: int | None = None,
     **options: Any,
 ) -> Plan:
-    """Plan a request; `options` are fields of `DenoiseParams`."""
+    """Plan a request; `options` are those of `DenoiseParams`, as a client would write them."""
     standard = StandardOptions(
         max_tokens=max_tokens, temperature=temperature, seed=seed, logprobs=logprobs
     )
-    request = PlanRequest(
-        prompt_ids=tuple(prompt_ids), standard=standard, options=DenoiseParams(**options)
-    )
+    own = DenoiseParams.parse({PREFIX + name: value for name, value in options.items()})
+    request = PlanRequest(prompt_ids=tuple(prompt_ids), standard=standard, options=own)
     return make_plan(request, config)

@@ -7,7 +7,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vllm import SamplingParams
+from vllm import LLM, SamplingParams
 
 from vllm_dynin.config import LLaDAConfig
 from vllm_dynin.model_executor.admission import plan_request
@@ -97,3 +97,11 @@ def expected_tokens(model: LLaDA, case: Case) -> list[int]:
     vocabulary = model.config.vocabulary
     ends = (vocabulary.eos, vocabulary.eot) if stops_at_eos(case.params) else ()
     return cut(tokens, ends)
+
+
+def generate(llm: LLM, cases: Sequence[Case]) -> list[list[int]]:
+    """Tokens of the first answer to each case."""
+    outputs = llm.generate(
+        [case.prompt for case in cases], [case.params for case in cases], use_tqdm=False
+    )
+    return [list(output.outputs[0].token_ids) for output in outputs]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
 from helpers.tiny_tokenizer import make_tokenizer
 from vllm_dynin import checkpoint
@@ -23,7 +24,7 @@ MAX_LENGTH = 512
 # between two attention kernels (about 1e-6 of a logit) stays far below the gaps that decide.
 _EMBEDDING_STD, _LAYER_STD, _HEAD_STD = 1.0, 0.3, 0.3
 # Boosted rows of the head: an answer of 32 tokens holds about two of these.
-_BOOST = {"eos": 1.8, "eot": 1.6, "mask": 2.2}
+_BOOST = {"eos": 1.8, "eot": 1.6, "mask": 2.0}
 
 
 def tiny_config(
@@ -62,6 +63,13 @@ def random_tensors(config: LLaDAConfig, seed: int = 5) -> dict[str, Tensor]:
     return tensors
 
 
+def silence_broken_text(head: Tensor, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Make pieces that are part of a character hardly ever proposed, so that answers are text."""
+    for token_id in range(NUM_PIECES):
+        if "\ufffd" in tokenizer.decode([token_id]):
+            head[token_id] = 0
+
+
 def write_checkpoint(
     folder: Path,
     config: LLaDAConfig | None = None,
@@ -72,12 +80,14 @@ def write_checkpoint(
 ) -> Path:
     """Write a checkpoint with its tokenizer; returns the folder."""
     config = tiny_config() if config is None else config
+    tokenizer = make_tokenizer(config.vocabulary.num_text_pieces)
     tensors = {name: tensor.to(dtype) for name, tensor in random_tensors(config, seed).items()}
+    silence_broken_text(tensors[checkpoint.HEAD], tokenizer)
     checkpoint.save_checkpoint(
         folder,
         config,
         tensors,
-        make_tokenizer(config.vocabulary.num_text_pieces),
+        tokenizer,
         max_shard_bytes=max_shard_bytes,
     )
     return folder

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from vllm import SamplingParams
     from vllm.config import VllmConfig
     from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
+    from vllm.sampling_params import BeamSearchParams
     from vllm.v1.engine import EngineCoreRequest
 
 # Options of vLLM that masked diffusion cannot honour → the value that asks for nothing, and why.
@@ -89,8 +90,32 @@ class Limits:
         )
 
 
-def admit_request(request: EngineCoreRequest, vllm_config: VllmConfig) -> None:
+def refuse_beam_search(params: SamplingParams | BeamSearchParams) -> None:
+    """Refuse vLLM's beam search, which asks for one token after another.
+
+    Raises:
+        VLLMValidationError: the parameters are those of a beam search.
+    """
+    from vllm.exceptions import VLLMValidationError
+    from vllm.sampling_params import BeamSearchParams
+
+    if isinstance(params, BeamSearchParams):
+        raise VLLMValidationError(
+            "use_beam_search=True cannot be honoured: a beam extends an answer from left to right, "
+            "and tokens are decided in parallel; leave it out, and use n for several answers",
+            parameter="use_beam_search",
+        )
+
+
+def admit_request(
+    request: EngineCoreRequest, stop_token_ids: tuple[int, ...], vllm_config: VllmConfig
+) -> None:
     """Check a request the frontend is about to hand to the engine core.
+
+    Args:
+        request: its sampling parameters are completed in place.
+        stop_token_ids: those the client asked for.
+        vllm_config: of the engine.
 
     Raises:
         VLLMValidationError: see `admit`; vLLM's HTTP server answers 400.
@@ -107,13 +132,18 @@ def admit_request(request: EngineCoreRequest, vllm_config: VllmConfig) -> None:
             request.sampling_params,
             cast(LLaDAConfig, vllm_config.model_config.hf_config),
             Limits.of(vllm_config),
+            stop_token_ids,
         )
     except ValueError as error:
         raise VLLMValidationError(str(error)) from error
 
 
 def admit(
-    prompt_ids: Sequence[int], params: SamplingParams, config: LLaDAConfig, limits: Limits
+    prompt_ids: Sequence[int],
+    params: SamplingParams,
+    config: LLaDAConfig,
+    limits: Limits,
+    stop_token_ids: tuple[int, ...] = (),
 ) -> None:
     """Check a request and put its defaults into `params`, in place.
 
@@ -123,6 +153,7 @@ def admit(
             the number of tokens that will come out.
         config: of the checkpoint.
         limits: sizes of the engine.
+        stop_token_ids: those the client asked for, which it gets whatever the rule about EOS is.
 
     Raises:
         ValueError: an option cannot be honoured or the request does not fit.
@@ -147,6 +178,8 @@ def admit(
     _check_size(canvas, limits)
     params.max_tokens = canvas.regions[-1].stop
     _apply_stop_rule(params, options, canvas, config.vocabulary)
+    wanted = [token for token in stop_token_ids if token not in params.stop_token_ids]
+    params.stop_token_ids = [*params.stop_token_ids, *wanted]
 
 
 def plan_request(

@@ -118,16 +118,23 @@ class CanvasDecoder:
             self._enter_next_region()
 
     def logprobs(self, first: int, stop: int) -> RowLogprobs | None:
-        """Log-probabilities of slots `[first, stop)`, None where none were asked for."""
+        """Log-probabilities of slots `[first, stop)`, None where none were asked for.
+
+        Slots that no step decided (pinned ones, and in reference parity masks that are left) are
+        their own id with log-probability 0.
+        """
         num_top = self.plan.options[0].num_logprobs
         if num_top is None:
             return None
         found = RowLogprobs.empty(stop - first, num_top, self.ids.device)
+        found.ids[:] = self.ids[first:stop, None]
         for region, decoder in self._decoders:
             low, high = max(first, region.start), min(stop, region.stop)
             if low < high and decoder.logprobs is not None:
-                rows = torch.arange(low, high, device=self.ids.device)
-                found.store(rows - first, decoder.logprobs, rows - region.start)
+                slots = torch.arange(low, high, device=self.ids.device)
+                proposed = decoder.logprobs.ids[slots - region.start, 0]
+                slots = slots[proposed == self.ids[slots]]
+                found.store(slots - first, decoder.logprobs, slots - region.start)
         return found
 
     def _enter_next_region(self) -> None:

@@ -340,6 +340,28 @@ def test_logprobs_are_those_of_the_committing_step(temperature):
     assert run(make_plan("_" * 4))[0].logprobs(0, 4) is None
 
 
+def test_logprobs_of_slots_that_no_step_decided():
+    """Each token heads its own row: a client looks it up there."""
+    decoder, _ = run(make_plan("##__#_", logprobs=2))
+    found = decoder.logprobs(0, 6)
+    assert found.ids[:, 0].tolist() == decoder.ids.tolist()
+    assert found.logprobs[[0, 1, 4]].tolist() == [[0.0] * 3] * 3
+    assert found.ids[0].tolist() == [PINNED] * 3
+    assert bool((found.logprobs[[2, 3, 5]] < 0).all())
+
+    num_left = 0
+    for seed in range(10):
+        model = FakeModel.random(NUM_IDS, seed=seed).favour(MASK, 5.0)
+        plan = make_plan(
+            "_" * 8, parity=Parity.REFERENCE, excluded=(), temperature=1.0, seed=seed, logprobs=2
+        )
+        decoder, _ = run(plan, model=model)
+        found = decoder.logprobs(0, 8)
+        assert found.ids[:, 0].tolist() == decoder.ids.tolist()
+        num_left += int((decoder.ids == MASK).sum())
+    assert num_left > 3
+
+
 def test_tiles_of_rows_change_no_greedy_answer(monkeypatch):
     plan = make_plan("_" * 21, block_length=21, steps=4, logprobs=2)
     whole, _ = run(plan)
