@@ -1,5 +1,9 @@
 """Serve masked-diffusion omnimodal models (Dynin-Omni, MMaDA, LLaDA) on stock vLLM."""
 
+from __future__ import annotations
+
+from typing import Any
+
 _TEXT = "vllm_dynin.model_executor.masked_diffusion:MaskedDiffusionLM"
 _OMNI = "vllm_dynin.model_executor.dynin_omni:OmniMaskedDiffusionLM"
 ARCHITECTURES = {
@@ -9,6 +13,47 @@ ARCHITECTURES = {
     "LLaDAModelLM": _TEXT,
 }
 """Every architecture name a checkpoint of the family may carry, and the class that serves it."""
+
+_REQUESTS = (
+    "Chat",
+    "EditImage",
+    "FillSpeech",
+    "FillText",
+    "Gap",
+    "ImageToText",
+    "Inpaint",
+    "MixedAnswer",
+    "SpeechToSpeech",
+    "SpeechToText",
+    "TextToImage",
+    "TextToSpeech",
+    "TextToText",
+    "VideoToSpeech",
+    "VideoToText",
+)
+_EXPORTS = {
+    "generate": "vllm_dynin.api",
+    "Result": "vllm_dynin.api",
+    "DenoiseParams": "vllm_dynin.sampling.params",
+    "Sound": "vllm_dynin.codec_runner",
+    "Trajectory": "vllm_dynin.trajectory",
+    **dict.fromkeys(_REQUESTS, "vllm_dynin.requests"),
+}
+"""Names for Python users and where they are. vLLM imports this package in each of its processes, so
+they are loaded when they are asked for."""
+
+
+def __getattr__(name: str) -> Any:
+    """Load a name for Python users."""
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_EXPORTS[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_EXPORTS])
 
 
 def register() -> None:

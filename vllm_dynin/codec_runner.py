@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from vllm_dynin.processors.codecs.styles import DEFAULT_STYLE
 from vllm_dynin.processors.media import AUDIO_RATE, CodecFolders, MediaCodecs
 from vllm_dynin.tokens import Vocabulary
 
@@ -93,7 +94,7 @@ class CodecRunner:
         )
 
     def encode_speech(self, waveform: NDArray[np.float32]) -> list[int]:
-        """Units of mono samples at `AUDIO_RATE`, repeats kept, so that their place is their time."""
+        """Units of mono samples at `AUDIO_RATE`, repeats kept, so that place is time."""
         if self.place == "local":
             return self._codecs.speech.encode(waveform, AUDIO_RATE, collapse_repeats=False)
         samples = np.ascontiguousarray(waveform, np.float32).tobytes()
@@ -151,8 +152,7 @@ class CodecRunner:
             speech = self._codecs.speech
             if not units:
                 return Sound(np.zeros(0, np.float32), speech.output_rate)
-            options = {} if style is None else {"style": style}
-            return Sound(*speech.decode(units, seed=seed, **options))
+            return Sound(*speech.decode(units, style or DEFAULT_STYLE, seed))
         rate = int(self._ask("dynin_speech_rate"))
         pieces = [np.zeros(0, np.float32)]
         if units:

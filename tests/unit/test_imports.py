@@ -26,11 +26,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "processors": BASE | {"checkpoint", "kernels", "sampling"},
     "defaults": BASE | {"sampling"},
     "planning": BASE | {"defaults", "processors", "sampling"},
-    "outputs": BASE | {"processors", "sampling"},
+    "report": set(),
+    "codec_runner": BASE | {"processors"},
+    "trajectory": BASE | {"sampling"},
+    "outputs": BASE | {"processors", "sampling", "defaults", "planning", "codec_runner"},
+    "requests": BASE | {"processors", "sampling", "defaults", "planning", "codec_runner"},
     "reference": BASE | {"checkpoint", "kernels", "sampling", "processors", "defaults", "planning"},
     "compat": BASE | {"kernels", "model_executor"},
     "model_executor": BASE
-    | {"checkpoint", "kernels", "sampling", "processors", "defaults", "planning", "compat"},
+    | {"report", "checkpoint", "kernels", "sampling", "processors", "defaults", "planning", "compat"},
     "training_ext": BASE
     | {"checkpoint", "kernels", "sampling", "processors", "planning", "reference"},
 }

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from vllm_dynin.processors.codecs.styles import DEFAULT_STYLE
 from vllm_dynin.processors.media import AUDIO_RATE, MediaCodecs
 
 MAX_OPEN_STREAMS = 256
@@ -47,7 +48,7 @@ class MediaWorkerExtension:
         """Units of float32 mono samples at `AUDIO_RATE`, repeats kept."""
         if self.rank != 0:
             return None
-        waveform = np.frombuffer(samples, np.float32)
+        waveform = np.frombuffer(samples, np.float32).copy()  # torch wants it writable
         return self._dynin_codecs().speech.encode(waveform, AUDIO_RATE, collapse_repeats=False)
 
     def dynin_speech_rate(self) -> int | None:
@@ -59,8 +60,8 @@ class MediaWorkerExtension:
     ) -> None:
         """Start to speak units; `dynin_next_speech` gives the sound under the same name."""
         if self.rank == 0:
-            options = {} if style is None else {"style": style}
-            stream = self._dynin_codecs().speech.decode_stream(units, seed=seed, **options)
+            speech = self._dynin_codecs().speech
+            stream = speech.decode_stream(units, style or DEFAULT_STYLE, seed)
             streams = self._dynin_streams()
             streams[name] = stream
             if len(streams) > MAX_OPEN_STREAMS:

@@ -10,7 +10,7 @@ Source: `tokenizer_config.json` of GSAI-ML/LLaDA-8B-Instruct, which Dynin-Omni u
 from __future__ import annotations
 
 from functools import cache
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from vllm_dynin.tokens import DYNIN_OMNI, NUM_CONTROL_TOKENS, Vocabulary
 
@@ -51,6 +51,9 @@ class TextTokenizer(Protocol):
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """Ids of a text."""
 
+    def decode(self, token_ids: Any, *, skip_special_tokens: bool) -> str:
+        """Text of ids."""
+
 
 def load_tokenizer(path: str, vocabulary: Vocabulary, **options: Any) -> TextTokenizer:
     """Load a Hugging Face tokenizer, without remote code, and check it against the vocabulary.
@@ -71,8 +74,8 @@ def load_tokenizer(path: str, vocabulary: Vocabulary, **options: Any) -> TextTok
         )
     from transformers import AutoTokenizer  # heavy, and the templates work without it
 
-    tokenizer: TextTokenizer = AutoTokenizer.from_pretrained(
-        path, trust_remote_code=False, **options
+    tokenizer = cast(
+        TextTokenizer, AutoTokenizer.from_pretrained(path, trust_remote_code=False, **options)
     )
     check_tokenizer(tokenizer, vocabulary)
     return tokenizer

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+import vllm_dynin
 from vllm_dynin.processors.codecs.image import ImageCodec
 from vllm_dynin.processors.codecs.image_io import open_image, to_pixels
 from vllm_dynin.processors.codecs.magvit import MagvitConfig
@@ -16,7 +17,7 @@ from vllm_dynin.processors.codecs.train_image import TrainConfig, main, psnr, tr
 skimage_data = pytest.importorskip("skimage.data", reason="scikit-image holds the photographs")
 datasets = pytest.importorskip("sklearn.datasets", reason="scikit-learn holds the digits")
 
-TINY = Path(__file__).parents[2] / "golden" / "tiny_magvit"
+TINY = Path(vllm_dynin.__file__).parent / "assets" / "tiny-magvit"
 
 
 def photographs():

@@ -1,0 +1,240 @@
+"""Ask for anything in one call: `generate(llm, [TextToImage("a cat"), SpeechToText("a.wav"), …])`.
+
+All requests go to the engine together, whatever their directions.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from PIL import Image
+from tqdm.auto import tqdm
+
+from vllm_dynin.codec_runner import CodecRunner, Place, Sound
+from vllm_dynin.outputs import Part, decode_piece, output_pieces
+from vllm_dynin.processors.media import CodecFolders
+from vllm_dynin.processors.thinking import split_thinking
+from vllm_dynin.report import Report, read_report
+from vllm_dynin.requests import Checkpoint, Prompt, Request, TextRequest
+from vllm_dynin.trajectory import Trajectory
+
+if TYPE_CHECKING:
+    from vllm import LLM, RequestOutput, SamplingParams
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Result:
+    """The answer to one request.
+
+    Args:
+        request: what was asked.
+        parts: text, images and sound of the answer, in order.
+        token_ids: of the answer.
+        finish_reason: as vLLM gives it: `stop` at an end token or stop string, `length` at the
+            end of the canvas.
+        report: steps, forwards and seconds; None where the engine gave none.
+        trajectory: how the answer filled in, where the request asked for it.
+    """
+
+    request: Request
+    parts: tuple[Part, ...]
+    token_ids: tuple[int, ...]
+    finish_reason: str | None
+    report: Report | None = None
+    trajectory: Trajectory | None = None
+
+    @property
+    def text(self) -> str | None:
+        """The text, without its thinking part; None where there is none."""
+        return self._split()[1]
+
+    @property
+    def reasoning(self) -> str | None:
+        """The thinking part of the text; None where there is none."""
+        return self._split()[0]
+
+    @property
+    def image(self) -> Image.Image | None:
+        """The image; None where there is none."""
+        return next((part for part in self.parts if isinstance(part, Image.Image)), None)
+
+    @property
+    def audio(self) -> Sound | None:
+        """The sound; None where there is none."""
+        return next((part for part in self.parts if isinstance(part, Sound)), None)
+
+    @property
+    def tokens_per_forward(self) -> float | None:
+        """Tokens of the answer per forward; None without a report."""
+        if self.report is None or not self.report.forwards:
+            return None
+        return len(self.token_ids) / self.report.forwards
+
+    def _split(self) -> tuple[str | None, str | None]:
+        text = next((part for part in self.parts if isinstance(part, str)), None)
+        if text is None or not isinstance(self.request, TextRequest):
+            return None, text
+        thinking = getattr(self.request, "thinking", None)
+        split = split_thinking(text, is_thinking=bool(thinking))
+        return split.reasoning or None, split.content
+
+
+def generate(
+    llm: LLM,
+    requests: Sequence[Request],
+    *,
+    use_tqdm: bool = True,
+    codecs: Place | None = None,
+) -> list[Result]:
+    """Answer requests of any directions, all in one batch.
+
+    Args:
+        llm: vLLM's engine on a checkpoint of the family.
+        requests: see `vllm_dynin.requests`.
+        use_tqdm: show a progress bar.
+        codecs: where generated media are decoded: `worker` (on the model's device, in short
+            calls) or `local` (threads of this process); None takes the worker where the model is
+            on an accelerator.
+
+    Returns:
+        One result a request, in order.
+
+    Raises:
+        ValueError: a request does not fit the checkpoint or the engine; none is answered then.
+            The message names the request where it can be told which one it is.
+    """
+    checkpoint = checkpoint_of(llm, codecs)
+    prompts = [
+        _named(index, request, lambda request=request: request.prompt(checkpoint))
+        for index, request in enumerate(requests)
+    ]
+    params = [
+        _named(index, request, partial(_sampling_params, request, prompt))
+        for index, (request, prompt) in enumerate(zip(requests, prompts, strict=True))
+    ]
+    outputs = llm.generate([_vllm_prompt(prompt) for prompt in prompts], params, use_tqdm=use_tqdm)
+    return _results(requests, params, outputs, checkpoint, use_tqdm)
+
+
+_CHECKPOINTS: weakref.WeakKeyDictionary[Any, dict[Place, Checkpoint]] = weakref.WeakKeyDictionary()
+
+
+def checkpoint_of(llm: LLM, codecs: Place | None = None) -> Checkpoint:
+    """The checkpoint an engine serves, kept with its loaded codecs as long as the engine.
+
+    Args:
+        llm: the engine.
+        codecs: as for `generate`.
+
+    Raises:
+        ValueError: the checkpoint is not of this family.
+    """
+    from vllm_dynin.config import LLaDAConfig
+
+    vllm_config = llm.llm_engine.vllm_config
+    config = vllm_config.model_config.hf_config
+    if not isinstance(config, LLaDAConfig):
+        raise ValueError(
+            f"the engine serves model_type {config.model_type!r}; vllm_dynin.generate is for "
+            "llada, mmada and dynin_omni"
+        )
+    if codecs is None:
+        codecs = "local" if vllm_config.device_config.device_type == "cpu" else "worker"
+    kept = _CHECKPOINTS.setdefault(llm, {})
+    if codecs not in kept:
+        folders = CodecFolders.find(vllm_config.model_config.model, config)
+        call = partial(_call, weakref.ref(llm))
+        runner = CodecRunner(folders, config.vocabulary, place=codecs, call=call)
+        kept[codecs] = Checkpoint(config, llm.get_tokenizer(), folders, runner)
+    return kept[codecs]
+
+
+def _call(llm: weakref.ref[LLM], method: str, arguments: tuple[Any, ...]) -> Sequence[Any]:
+    engine = llm()
+    assert engine is not None  # a request is being answered, so somebody holds it
+    return engine.collective_rpc(method, args=arguments)
+
+
+def _named(index: int, request: Request, make: Any) -> Any:
+    """Make something of a request; an error says which request it was."""
+    try:
+        return make()
+    except ValueError as error:
+        raise ValueError(f"request {index} ({type(request).__name__}): {error}") from error
+
+
+def _sampling_params(request: Request, prompt: Prompt) -> SamplingParams:
+    temperature = request.temperature
+    if temperature is None:
+        temperature = request.default_temperature
+    options = msgspec.structs.replace(
+        prompt.options, report=True, trajectory=request.trajectory or None
+    )
+    is_text = isinstance(request, TextRequest)
+    return options.to_sampling_params(
+        max_tokens=request.max_tokens,
+        temperature=temperature,
+        seed=request.seed,
+        stop=list(request.stop) if isinstance(request, TextRequest) else None,
+        detokenize=is_text,
+    )
+
+
+def _vllm_prompt(prompt: Prompt) -> Any:
+    sent: dict[str, Any] = {"prompt_token_ids": list(prompt.token_ids)}
+    if prompt.media:
+        sent["multi_modal_data"] = prompt.media
+        sent["mm_processor_kwargs"] = prompt.media_options
+    return sent
+
+
+def _results(
+    requests: Sequence[Request],
+    params: Sequence[SamplingParams],
+    outputs: Sequence[RequestOutput],
+    checkpoint: Checkpoint,
+    use_tqdm: bool,
+) -> list[Result]:
+    """Decode the answers; where codecs run in threads, all of them at once."""
+    decode_text = checkpoint.decode_text
+    pending: list[list[Future[Part]]] = []
+    for index, (request, own, output) in enumerate(zip(requests, params, outputs, strict=True)):
+        read = partial(output_pieces, output, own, checkpoint.config, decode_text)
+        (pieces,) = _named(index, request, read)
+        pending.append([decode_piece(piece, checkpoint.codecs) for piece in pieces])
+    bar = tqdm(pending, desc="Decoding answers", disable=not use_tqdm)
+    parts = [tuple(future.result() for future in futures) for futures in bar]
+    return [
+        _result(request, own, output, checkpoint)
+        for request, own, output in zip(requests, parts, outputs, strict=True)
+    ]
+
+
+def _result(
+    request: Request, parts: tuple[Part, ...], output: RequestOutput, checkpoint: Checkpoint
+) -> Result:
+    (completion,) = output.outputs
+    report = read_report(output.kv_transfer_params)
+    token_ids = tuple(completion.token_ids)
+    trajectory = None
+    if request.trajectory and report is not None and report.trajectory is not None:
+        steps = checkpoint.codecs.take_trajectory(report.trajectory)
+        trajectory = Trajectory(
+            token_ids=token_ids,
+            steps=tuple(steps[: len(token_ids)]),
+            mask_id=checkpoint.config.vocabulary.mask,
+        )
+    return Result(
+        request=request,
+        parts=parts,
+        token_ids=token_ids,
+        finish_reason=completion.finish_reason,
+        report=report,
+        trajectory=trajectory,
+    )
