@@ -40,6 +40,9 @@ class MaskGitOptions:
         parity: which arithmetic, counts and ties.
         seed: of the request.
         num_logprobs: alternatives to keep for each code, None for no log-probabilities.
+
+    Raises:
+        ValueError: the schedule is unknown.
     """
 
     num_steps: int
@@ -48,6 +51,9 @@ class MaskGitOptions:
     parity: Parity = Parity.DEFAULT
     seed: int = 0
     num_logprobs: int | None = None
+
+    def __post_init__(self) -> None:
+        mask_ratio(self.schedule, torch.tensor(0.0))  # refuses an unknown name
 
     @property
     def is_greedy(self) -> bool:

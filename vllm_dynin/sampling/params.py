@@ -62,8 +62,9 @@ class DenoiseParams(
     """Head to guide away from, up to and not including the first target slot. Default: the
     direction's own, see docs/decisions.md."""
 
-    noise_schedule: Literal["cosine", "linear", "pow", "sigmoid"] | None = None
-    """How fast an image fills in over its steps. Default cosine."""
+    noise_schedule: str | None = None
+    """How fast an image fills in over its steps: `cosine` (default), `linear`, `sigmoid`, or `pow`
+    with an exponent such as `pow2`."""
 
     resolution: Side | None = None
     """Pixels a side of a square generated image; a multiple of the codec's patch (16)."""

@@ -6,7 +6,12 @@ import pytest
 import torch
 
 from vllm_dynin.canvas import Parity
-from vllm_dynin.sampling.maskgit import noise_scale, num_to_remask, scheduled_mask_count
+from vllm_dynin.sampling.maskgit import (
+    MaskGitOptions,
+    noise_scale,
+    num_to_remask,
+    scheduled_mask_count,
+)
 from vllm_dynin.sampling.schedules import mask_ratio
 
 COSINE_16 = [0.9951847, 0.9807853, 0.9569404, 0.9238795, 0.8819212, 0.8314696, 0.7730104]
@@ -51,6 +56,8 @@ def test_schedules_fall_from_one(schedule) -> None:
 def test_unknown_schedules_are_refused(schedule) -> None:
     with pytest.raises(ValueError, match="use cosine, linear, sigmoid, or pow"):
         mask_ratio(schedule, torch.tensor(0.5))
+    with pytest.raises(ValueError, match="mask schedule"):  # a request's options, at admission
+        MaskGitOptions(num_steps=4, schedule=schedule)
 
 
 def mask_lengths(num_slots, num_steps, schedule="cosine", parity=Parity.REFERENCE):

@@ -1,0 +1,39 @@
+"""One omnimodal checkpoint with the full vocabulary, and one engine for most tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from helpers.engines import start_llm
+from helpers.omni_checkpoint import write_omni_checkpoint
+from vllm import LLM
+
+from vllm_dynin.reference.backbone import LLaDA, load_reference
+
+ENGINE = {
+    "max_model_len": 2560,
+    "max_num_seqs": 32,
+    "max_num_batched_tokens": 8192,
+    "num_gpu_blocks_override": 512,
+}
+
+
+@pytest.fixture(scope="session")
+def omni_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint."""
+    return write_omni_checkpoint(tmp_path_factory.mktemp("omni") / "dynin")
+
+
+@pytest.fixture(scope="session")
+def omni_reference(omni_folder: Path) -> LLaDA:
+    """The checkpoint in plain PyTorch."""
+    return load_reference(omni_folder)
+
+
+@pytest.fixture(scope="session")
+def omni(omni_folder: Path) -> Iterator[LLM]:
+    """The engine."""
+    with start_llm(omni_folder, **ENGINE) as llm:
+        yield llm
