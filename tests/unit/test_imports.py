@@ -34,7 +34,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "reference": BASE | {"checkpoint", "kernels", "sampling", "processors", "defaults", "planning"},
     "compat": BASE | {"kernels", "model_executor"},
     "model_executor": BASE
-    | {"report", "checkpoint", "kernels", "sampling", "processors", "defaults", "planning", "compat"},
+    | {"report", "checkpoint", "kernels", "sampling", "processors"}
+    | {"defaults", "planning", "compat"},
     "training_ext": BASE
     | {"checkpoint", "kernels", "sampling", "processors", "planning", "reference"},
 }

@@ -178,8 +178,8 @@ def admit(
     _check_size(canvas, limits)
     params.max_tokens = canvas.regions[-1].stop
     _apply_stop_rule(params, options, canvas, config.vocabulary)
-    wanted = [token for token in stop_token_ids if token not in params.stop_token_ids]
-    params.stop_token_ids = [*params.stop_token_ids, *wanted]
+    ends = params.stop_token_ids or []
+    params.stop_token_ids = [*ends, *(token for token in stop_token_ids if token not in ends)]
 
 
 def plan_request(
