@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import BinaryIO
 
 from PIL import Image
 
@@ -83,14 +84,18 @@ class Trajectory:
             yield frame
 
 
-def save_gif(
-    frames: Sequence[Image.Image], path: str | Path, *, seconds: float = 3.0, scale: int = 1
+def write_gif(
+    frames: Sequence[Image.Image],
+    target: str | Path | BinaryIO,
+    *,
+    seconds: float = 3.0,
+    scale: int = 1,
 ) -> None:
     """Write frames as an endless GIF that rests on the last one.
 
     Args:
         frames: of one size, at least one.
-        path: of the file.
+        target: path, or a binary file.
         seconds: that the frames take together; the last one is shown for another 1.5 s.
         scale: whole-number enlargement.
     """
@@ -101,5 +106,5 @@ def save_gif(
     each = max(20, round(1000 * seconds / len(frames)))
     durations = [each] * (len(frames) - 1) + [each + 1500]
     scaled[0].save(
-        path, save_all=True, append_images=scaled[1:], duration=durations, loop=0, format="GIF"
+        target, save_all=True, append_images=scaled[1:], duration=durations, loop=0, format="GIF"
     )

@@ -78,7 +78,7 @@ def write_stand_in(folder: Path, *, seed: int = 1) -> Path:
     """Write the checkpoint, its tokenizer and its codecs.
 
     Args:
-        folder: created where needed.
+        folder: must not exist yet.
         seed: of the weights.
 
     Returns:

@@ -1,0 +1,69 @@
+"""`vllm-dynin COMMAND …`: finds the command and hands it its arguments.
+
+Each command is a module with a `main(arguments)` of its own, imported when it is called: most need
+PyTorch, one or two need vLLM, and `--help` needs neither.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from collections.abc import Sequence
+
+COMMANDS = {
+    "demo": (
+        "vllm_dynin.entrypoints.commands.demo",
+        "answer text prompts, then every direction in one batch; writes an HTML report",
+    ),
+    "convert-codec": (
+        "vllm_dynin.processors.codecs.convert",
+        "convert an original .bin or .pt codec to safetensors",
+    ),
+}
+"""Name → the module whose `main(arguments)` it is, and one line of help."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        arguments: without the program's name; None takes those of the process.
+
+    Returns:
+        The exit status: 2 for an unknown command.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given or given[0] in ("-h", "--help"):
+        print(_usage())
+        return 0
+    name, *rest = given
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        print(
+            f"vllm-dynin: unknown command {name!r}; {hint}commands are {', '.join(COMMANDS)}",
+            file=sys.stderr,
+        )
+        return 2
+    sys.argv = [f"vllm-dynin {name}", *rest]  # what argparse calls the program in its messages
+    status = importlib.import_module(COMMANDS[name][0]).main(rest)
+    return 0 if status is None else int(status)
+
+
+def _usage() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name.ljust(width)}  {text}" for name, (_, text) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: vllm-dynin COMMAND [options]",
+            "",
+            *lines,
+            "",
+            "`vllm-dynin COMMAND --help` says more. To serve: vllm serve CHECKPOINT",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The commands of `vllm-dynin`, one a file."""

@@ -1,0 +1,1 @@
+"""What `vllm-dynin demo` runs and shows."""
