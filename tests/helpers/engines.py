@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +28,10 @@ DEFAULTS: dict[str, Any] = {
     "kv_cache_memory_bytes": 1 << 26,
     "disable_log_stats": False,
 }
+
+# Engines of this process share torch.distributed, which ends when any of them is shut down or
+# collected. They are tiny, so all of them stay until the process ends.
+_KEPT: list[LLM] = []
 
 
 @contextmanager
@@ -58,12 +61,13 @@ def start_llm(folder: Path, *, in_process: bool = True, **options: Any) -> Itera
     """
     with environment(VLLM_ENABLE_V1_MULTIPROCESSING="0" if in_process else "1"):
         llm = LLM(str(folder), **(DEFAULTS | options))
+    if in_process:
+        _KEPT.append(llm)
     try:
         yield llm
     finally:
-        llm.llm_engine.engine_core.shutdown()
-        del llm
-        gc.collect()
+        if not in_process:
+            llm.llm_engine.engine_core.shutdown()
 
 
 def metric(llm: LLM, name: str) -> float:
