@@ -9,6 +9,7 @@ hash.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, cast
 
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 from transformers.feature_extraction_utils import BatchFeature
 from vllm.config.multimodal import MultiModalDummyOptions
-from vllm.inputs import MultiModalDataDict
+from vllm.inputs import MultiModalDataDict, MultiModalInput
 from vllm.multimodal.inputs import MultiModalFieldConfig, MultiModalKwargsItems
 from vllm.multimodal.parse import MultiModalDataItems, MultiModalDataParser
 from vllm.multimodal.processing import (
@@ -27,8 +28,11 @@ from vllm.multimodal.processing import (
     PromptReplacement,
     PromptUpdate,
     PromptUpdateDetails,
+    TimingContext,
 )
+from vllm.multimodal.processing.inputs import ProcessorInputs
 
+from vllm_dynin.canvas import Task
 from vllm_dynin.config import MMadaConfig
 from vllm_dynin.processors import chat
 from vllm_dynin.processors.codecs.image_io import open_image, resize_and_crop, to_pixels
@@ -36,7 +40,9 @@ from vllm_dynin.processors.codecs.limits import DEFAULT_LIMITS, MediaError
 from vllm_dynin.processors.codecs.speech import SpeechInput
 from vllm_dynin.processors.codecs.video import load_frames
 from vllm_dynin.processors.media import AUDIO_RATE, CodecFolders, codec_patch, speech_input
+from vllm_dynin.processors.templates import infer_task
 
+_EDITS = (Task.IMAGE_TO_IMAGE, Task.TEXT_IMAGE_TO_TEXT_IMAGE)
 PIXELS, FRAMES, WAVEFORM = "image_pixels", "video_pixels", "audio_waveform"
 """Names under which processed media reach `embed_multimodal`."""
 
@@ -47,7 +53,8 @@ class MediaOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`mm_processor_kwargs` of a request. None means: the checkpoint's default."""
 
     resolution: int | None = None
-    """Pixels a side of images and video frames; a multiple of the codec's patch (16)."""
+    """Pixels a side of images and video frames; a multiple of the codec's patch (16). Default: the
+    checkpoint's `image_resolution`, `video_resolution`, or for an edit `edit_resolution`."""
 
     num_frames: int | None = None
     """Frames taken of a video."""
@@ -167,6 +174,19 @@ class MediaDummies(BaseDummyInputsBuilder[MediaInfo]):
 
 class MediaProcessor(BaseMultiModalProcessor[MediaInfo]):
     """PIL images, frames and waveforms into tensors, placeholders into stand-in ids."""
+
+    def apply(self, inputs: ProcessorInputs, timing_ctx: TimingContext) -> MultiModalInput:
+        """Process the media of one prompt; the source of an edit has the edit's resolution.
+
+        Here, because nothing later sees the prompt beside the options, and in front of hashing,
+        because the same image at another resolution is another medium.
+        """
+        if "resolution" not in inputs.hf_processor_mm_kwargs:
+            config = self.info.config
+            if infer_task(inputs.prompt, config.vocabulary) in _EDITS:
+                options = {**inputs.hf_processor_mm_kwargs, "resolution": config.edit_resolution}
+                inputs = replace(inputs, hf_processor_mm_kwargs=options)
+        return super().apply(inputs, timing_ctx)
 
     def _call_hf_processor(
         self, hf_data: Mapping[str, object], hf_kwargs: Mapping[str, object]

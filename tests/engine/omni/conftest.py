@@ -37,3 +37,19 @@ def omni(omni_folder: Path) -> Iterator[LLM]:
     """The engine."""
     with start_llm(omni_folder, **ENGINE) as llm:
         yield llm
+
+
+@pytest.fixture(scope="session")
+def tight(omni_folder: Path) -> Iterator[LLM]:
+    """An engine in which requests take turns, are preempted, and lose media from the cache.
+
+    Budget, KV cache and encoder cache hold one or two of the larger requests.
+    """
+    with start_llm(
+        omni_folder,
+        max_model_len=288,
+        max_num_seqs=32,
+        max_num_batched_tokens=288,
+        num_gpu_blocks_override=12,
+    ) as llm:
+        yield llm

@@ -1,7 +1,7 @@
 """Every direction is answered as the reference driver answers it, whatever shares the engine."""
 
 import pytest
-from helpers.engines import metric, start_llm
+from helpers.engines import metric
 from helpers.omni_mix import expected, mixed_directions, plan_of, run, tokens_of
 
 from vllm_dynin.canvas import Task
@@ -58,14 +58,7 @@ def test_alone(omni, cases, answers):
         assert tokens_of(run(omni, [cases[index]])) == [answers[index]]
 
 
-def test_turns_and_preemption(omni_folder, cases, answers):
-    """A budget and a KV cache that hold one or two of the larger requests."""
-    with start_llm(
-        omni_folder,
-        max_model_len=224,
-        max_num_seqs=32,
-        max_num_batched_tokens=224,
-        num_gpu_blocks_override=12,
-    ) as llm:
-        assert tokens_of(run(llm, cases)) == answers
-        assert metric(llm, "vllm:num_preemptions") >= 10
+def test_turns_and_preemption(tight, cases, answers):
+    before = metric(tight, "vllm:num_preemptions")
+    assert tokens_of(run(tight, cases)) == answers
+    assert metric(tight, "vllm:num_preemptions") >= before + 10
