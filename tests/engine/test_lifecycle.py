@@ -34,11 +34,11 @@ def assert_nothing_left(llm, num_free):
     assert len(state_of(llm).slots) <= 1
 
 
-def slow_case(reference, seed, **standard):
+def slow_case(reference, number, **standard):
     """48 tokens, one a step, a block each."""
-    rng = random.Random(seed)
+    rng = random.Random(number)
     standard = {"max_tokens": 48, "temperature": 0.0, "ignore_eos": True} | standard
-    own = DenoiseParams(block_length=1, cfg_scale=1.0 if seed % 2 else None)
+    own = DenoiseParams(block_length=1, cfg_scale=1.0 if number % 2 else None)
     return Case(random_prompt(rng, reference.config, 20), own.to_sampling_params(**standard))
 
 
@@ -124,7 +124,7 @@ def test_preempted_requests_with_logprobs_give_each_token_once(checkpoint_folder
     cases = [slow_case(reference, seed, logprobs=1, max_tokens=60) for seed in range(8)]
     with start_llm(checkpoint_folder, num_gpu_blocks_override=10, max_model_len=288) as llm:
         outputs = llm.generate([c.prompt for c in cases], [c.params for c in cases], use_tqdm=False)
-        assert metric(llm, "vllm:num_preemptions") > 0
+        assert metric("vllm:num_preemptions") > 0
         scheduler = core_of(llm).scheduler
         assert not scheduler._num_slots and not scheduler._last_step and not scheduler._media
     for case, output in zip(cases, outputs, strict=True):
@@ -149,7 +149,7 @@ def test_priorities_preempt_and_change_no_answer(checkpoint_folder, reference):
             priority=[number % 3 for number in range(12)],
             use_tqdm=False,
         )
-        assert metric(llm, "vllm:num_preemptions") > 0
+        assert metric("vllm:num_preemptions") > 0
     found = [list(output.outputs[0].token_ids) for output in outputs]
     assert found == [expected_tokens(reference, case) for case in cases]
 

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import vllm.envs
-from vllm import LLM
+from vllm import LLM, AsyncEngineArgs
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.metrics.reader import get_metrics_snapshot
 
 # `nobind`: the engine shares the machine with the reference model and with other engines.
 ENVIRONMENT = {
@@ -53,25 +55,37 @@ def environment(**values: str) -> Iterator[None]:
 
 
 @contextmanager
-def start_llm(folder: Path, *, in_process: bool = True, **options: Any) -> Iterator[LLM]:
+def start_llm(folder: Path, **options: Any) -> Iterator[LLM]:
     """An `LLM` on a checkpoint.
 
-    Its core runs in this process, which starts three times faster and lets tests look inside;
-    or, not `in_process`, in a process of its own with a worker process a rank.
+    Its core runs in this process, which starts three times faster and lets tests look inside.
+    Engines with processes of their own are `start_async` and the server of conftest.py.
     """
-    with environment(VLLM_ENABLE_V1_MULTIPROCESSING="0" if in_process else "1"):
-        llm = LLM(str(folder), **(DEFAULTS | options))
-    if in_process:
-        _KEPT.append(llm)
+    with environment(VLLM_ENABLE_V1_MULTIPROCESSING="0"):
+        _KEPT.append(LLM(str(folder), **(DEFAULTS | options)))
+    yield _KEPT[-1]
+
+
+@contextmanager
+def start_async(folder: Path, threads: str, **options: Any) -> Iterator[AsyncLLM]:
+    """An `AsyncLLM` whose core and ranks have processes of their own; call it in an event loop.
+
+    Args:
+        folder: checkpoint.
+        threads: cores of each rank, as VLLM_CPU_OMP_THREADS_BIND has them.
+        options: of the engine.
+    """
+    with environment(VLLM_CPU_OMP_THREADS_BIND=threads):
+        arguments = AsyncEngineArgs(model=str(folder), **(DEFAULTS | options))
+        engine = AsyncLLM.from_engine_args(arguments)
     try:
-        yield llm
+        yield engine
     finally:
-        if not in_process:
-            llm.llm_engine.engine_core.shutdown()
+        engine.shutdown()
 
 
-def metric(llm: LLM, name: str) -> float:
-    """Sum of a counter or gauge over its labels."""
-    found = [metric for metric in llm.get_metrics() if metric.name == name]
+def metric(name: str) -> float:
+    """Sum of a counter or gauge of the engine that was started last, over its labels."""
+    found = [metric for metric in get_metrics_snapshot() if metric.name == name]
     assert found, f"vLLM reports no metric {name}"
     return sum(metric.value for metric in found)

@@ -247,6 +247,7 @@ def load_reference(
     """
     config = checkpoint.load_config(path)
     num_rows = checkpoint.check_tensors(checkpoint.tensor_shapes(path), config)
+    config.vocab_size = num_rows  # published files can be stale; plans count on it
     with torch.device("meta"):
         model = LLaDA(config, num_rows)
     state = {
