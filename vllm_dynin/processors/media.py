@@ -99,7 +99,7 @@ class MediaCodecs:
             ValueError: the checkpoint has none, or it has more codes than the vocabulary.
         """
         codec = ImageCodec.from_pretrained(
-            _required(self._folders.image, "image"), device=self._device
+            required_folder(self._folders.image, "image"), device=self._device
         )
         _check_size("image", codec.num_codes, len(self._vocabulary.image))
         return codec
@@ -112,7 +112,7 @@ class MediaCodecs:
             ValueError: the checkpoint has none, or it has more units than the vocabulary.
         """
         codec = SpeechCodec.from_pretrained(
-            _required(self._folders.speech, "speech"), device=self._device
+            required_folder(self._folders.speech, "speech"), device=self._device
         )
         _check_size("speech", codec.num_units, len(self._vocabulary.speech))
         return codec
@@ -127,7 +127,16 @@ class MediaCodecs:
         return torch.tensor(units, dtype=torch.int64) + self._vocabulary.speech.start
 
 
-def _required(folder: str | None, medium: str) -> str:
+def required_folder(folder: str | None, medium: str) -> str:
+    """The folder of a codec that cannot be done without.
+
+    Args:
+        folder: as `CodecFolders` has it.
+        medium: `image` or `speech`.
+
+    Raises:
+        ValueError: there is none.
+    """
     if folder is None:
         raise ValueError(
             f"this checkpoint has no {medium} codec; put one into its folder as {medium}_codec/, "

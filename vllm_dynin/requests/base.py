@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from vllm_dynin.codec_runner import CodecRunner
 from vllm_dynin.config import LLaDAConfig, MMadaConfig
 from vllm_dynin.processors.assemble import PromptAssembler
-from vllm_dynin.processors.media import CodecFolders
+from vllm_dynin.processors.media import CodecFolders, required_folder
 from vllm_dynin.processors.text_tokenizer import TextTokenizer
 from vllm_dynin.sampling.params import DenoiseParams
 
@@ -56,6 +56,16 @@ class Checkpoint:
     def decode_text(self, token_ids: Sequence[int]) -> str:
         """Text of token ids, without control tokens."""
         return self.tokenizer.decode(token_ids, skip_special_tokens=True)
+
+    @property
+    def image_folder(self) -> str:
+        """Folder of the image codec; ValueError where there is none."""
+        return required_folder(self.folders.image, "image")
+
+    @property
+    def speech_folder(self) -> str:
+        """Folder of the speech codec; ValueError where there is none."""
+        return required_folder(self.folders.speech, "speech")
 
     @property
     def media_config(self) -> MMadaConfig:

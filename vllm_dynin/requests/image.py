@@ -15,6 +15,7 @@ from vllm_dynin.processors.placeholders import STAND_IN, empty_media
 from vllm_dynin.requests.base import Checkpoint, Prompt, Request
 from vllm_dynin.requests.media import (
     listed,
+    opened_image,
     pinned_image,
     size_like,
     source_side,
@@ -93,7 +94,7 @@ class Inpaint(Request):
 
     def prompt(self, checkpoint: Checkpoint) -> Prompt:
         """The description, with the codes outside the mask pinned."""
-        known = open_image(self.image)
+        known = opened_image(self.image, checkpoint)
         options = self.options
         if options.resolution is None and options.width is None:
             height, width = size_like(known, checkpoint.media_config)
@@ -121,7 +122,7 @@ class EditImage(Request):
     def prompt(self, checkpoint: Checkpoint) -> Prompt:
         """The sources, then the instruction."""
         config = checkpoint.media_config
-        sources = [open_image(image) for image in listed(self.image)]
+        sources = [opened_image(image, checkpoint) for image in listed(self.image)]
         options = self.options
         if self.mask is not None:
             options = pinned_image(options, sources[0], self.mask, Task.IMAGE_TO_IMAGE, checkpoint)
@@ -149,7 +150,7 @@ class MixedAnswer(Request):
     def prompt(self, checkpoint: Checkpoint) -> Prompt:
         """The sources, then the instruction."""
         config = checkpoint.media_config
-        sources = [open_image(image) for image in listed(self.image)]
+        sources = [opened_image(image, checkpoint) for image in listed(self.image)]
         head = checkpoint.assembler.text_image_to_text_image(
             self.instruction, [STAND_IN] * len(sources)
         )

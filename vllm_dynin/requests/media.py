@@ -34,7 +34,12 @@ def given(**options: int | None) -> dict[str, int]:
 
 
 def opened_image(source: ImageSource, checkpoint: Checkpoint) -> Image.Image:
-    """RGB, upright, at its own size: the server brings it to the model's."""
+    """RGB, upright, at its own size: the server brings it to the model's.
+
+    Raises:
+        ValueError: the checkpoint has no image codec.
+    """
+    _ = checkpoint.image_folder
     return open_image(source)
 
 
@@ -45,7 +50,7 @@ def opened_video(
     resolution: int | None = None,
 ) -> NDArray[np.uint8]:
     """uint8 [F, H, W, 3]: only the frames the model will look at travel to the engine."""
-    config = checkpoint.media_config
+    config, _ = checkpoint.media_config, checkpoint.image_folder
     side = resolution or config.video_resolution
     frames = load_frames(source, num_frames or config.video_num_frames, side)
     return np.stack([np.asarray(frame) for frame in frames])
@@ -55,13 +60,9 @@ def opened_audio(source: AudioSource, checkpoint: Checkpoint) -> tuple[NDArray[n
     """float32 [N] mono samples and their rate.
 
     Raises:
-        ValueError: the checkpoint does not listen.
+        ValueError: the checkpoint has no speech codec.
     """
-    if checkpoint.folders.speech is None:
-        raise ValueError(
-            "this checkpoint has no speech codec; put one into its folder as speech_codec/, or "
-            "name one in config.json as speech_codec"
-        )
+    _ = checkpoint.speech_folder
     return load_audio(source, target_rate=AUDIO_RATE), AUDIO_RATE
 
 
@@ -106,20 +107,19 @@ def pinned_image(
     """
     config = checkpoint.media_config
     height, width = image_size(options, task, config)
-    if checkpoint.folders.image is None:
-        raise ValueError(
-            "this checkpoint has no image codec; put one into its folder as image_codec/, or name "
-            "one in config.json as image_codec"
-        )
-    patch = codec_patch(checkpoint.folders.image)
+    patch = codec_patch(checkpoint.image_folder)
     is_generated = infill.marked_codes(infill.fit_mask(mask, image, height, width), patch)
     codes = checkpoint.codecs.encode_image(resize_and_crop(image, height, width))
     targets = infill.image_targets(codes, is_generated, config.vocabulary)
-    return msgspec.structs.replace(options, target_token_ids=targets)
+    return filled(options, targets)
 
 
 def filled(options: DenoiseParams, targets: tuple[int, ...]) -> DenoiseParams:
-    """Options of an infilling request. EOS in a gap must not cut off the known part behind it."""
+    """Options of an infilling request. EOS in a gap must not cut off the known part behind it.
+
+    Raises:
+        ValueError: the options name targets of their own.
+    """
     if options.target_token_ids is not None:
         raise ValueError(
             "options.target_token_ids is what this request makes of its known part; leave it out"

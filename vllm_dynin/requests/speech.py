@@ -8,7 +8,7 @@ from typing import Any
 
 from vllm_dynin.processors import chat, infill
 from vllm_dynin.processors.codecs.audio_io import AudioSource
-from vllm_dynin.processors.codecs.image_io import ImageSource, open_image
+from vllm_dynin.processors.codecs.image_io import ImageSource
 from vllm_dynin.processors.codecs.video import VideoSource
 from vllm_dynin.processors.media import speech_input
 from vllm_dynin.processors.placeholders import STAND_IN, empty_media
@@ -17,6 +17,7 @@ from vllm_dynin.requests.media import (
     filled,
     given,
     opened_audio,
+    opened_image,
     opened_video,
 )
 
@@ -60,8 +61,7 @@ class FillSpeech(Request):
     def prompt(self, checkpoint: Checkpoint) -> Prompt:
         """The sentence, with the units outside the span pinned."""
         samples, rate = opened_audio(self.recording, checkpoint)
-        assert checkpoint.folders.speech is not None  # opened_audio has seen it
-        takes = speech_input(checkpoint.folders.speech)
+        takes = speech_input(checkpoint.speech_folder)
         targets = infill.speech_targets(
             checkpoint.codecs.encode_speech(samples),
             self.start,
@@ -88,9 +88,9 @@ class SpeechToSpeech(Request):
 
     def prompt(self, checkpoint: Checkpoint) -> Prompt:
         """Images, recording, and the turn of the assistant."""
-        images = [open_image(image) for image in self.images]
-        head = checkpoint.assembler.speech_to_speech(STAND_IN, [STAND_IN] * len(images))
+        images = [opened_image(image, checkpoint) for image in self.images]
         media: dict[str, list[Any]] = {"audio": [opened_audio(self.recording, checkpoint)]}
+        head = checkpoint.assembler.speech_to_speech(STAND_IN, [STAND_IN] * len(images))
         if images:
             media["image"] = images
         return Prompt(

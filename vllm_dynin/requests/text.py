@@ -8,7 +8,7 @@ from typing import Any
 
 from vllm_dynin.processors import chat
 from vllm_dynin.processors.codecs.audio_io import AudioSource
-from vllm_dynin.processors.codecs.image_io import ImageSource, open_image
+from vllm_dynin.processors.codecs.image_io import ImageSource
 from vllm_dynin.processors.codecs.video import VideoSource
 from vllm_dynin.processors.placeholders import STAND_IN, empty_media
 from vllm_dynin.requests.base import Checkpoint, Prompt, TextRequest
@@ -18,6 +18,7 @@ from vllm_dynin.requests.media import (
     given,
     listed,
     opened_audio,
+    opened_image,
     opened_video,
 )
 
@@ -143,7 +144,7 @@ class ImageToText(TextRequest):
 
     def prompt(self, checkpoint: Checkpoint) -> Prompt:
         """Images in front, then one user turn."""
-        images = [open_image(image) for image in listed(self.image)]
+        images = [opened_image(image, checkpoint) for image in listed(self.image)]
         parts = [{"type": "image"}] * len(images) + [{"type": "text", "text": self.question}]
         text = chat.render_chat([{"role": "user", "content": parts}], enable_thinking=self.thinking)
         return Prompt(
@@ -199,9 +200,10 @@ class SpeechToText(TextRequest):
 
     def prompt(self, checkpoint: Checkpoint) -> Prompt:
         """The recording, then the instruction."""
+        audio = opened_audio(self.recording, checkpoint)
         head = checkpoint.assembler.speech_to_text(STAND_IN, self.instruction)
         return Prompt(
             token_ids=empty_media(head, checkpoint.config.vocabulary),
             options=self.options,
-            media={"audio": [opened_audio(self.recording, checkpoint)]},
+            media={"audio": [audio]},
         )

@@ -20,6 +20,7 @@ _ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "TOKENIZERS_PARALLELISM": "false",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
 }
 
 
@@ -48,7 +49,7 @@ def engine(checkpoint: Path, **options: Any) -> Iterator[tuple[LLM, float]]:
         # The models of the demo are tiny: little memory, and exact arithmetic.
         options = {"dtype": "float32", "gpu_memory_utilization": 0.1, **options}
     started = time.monotonic()
-    llm = LLM(str(checkpoint), enforce_eager=True, **options)
+    llm = LLM(str(checkpoint), enforce_eager=True, use_tqdm_on_load=False, **options)
     try:
         yield llm, time.monotonic() - started
     finally:

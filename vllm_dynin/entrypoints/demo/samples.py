@@ -55,7 +55,7 @@ def load_samples() -> Samples:
             f"{error}: the demonstration takes its pictures from scikit-image and scikit-learn; "
             "run it with `make demo`, or pip install scikit-image scikit-learn"
         ) from error
-    grey = 255 - load_digits().images[7] / 16 * 255
+    grey = 255 - load_digits().images[0] / 16 * 255
     digit = Image.fromarray(grey.astype(np.uint8)).convert("RGB")
     speech, source = _speech()
     return Samples(
