@@ -50,6 +50,6 @@ def tight(omni_folder: Path) -> Iterator[LLM]:
         max_model_len=288,
         max_num_seqs=32,
         max_num_batched_tokens=288,
-        num_gpu_blocks_override=12,
+        num_gpu_blocks_override=10,
     ) as llm:
         yield llm
