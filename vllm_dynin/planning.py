@@ -19,6 +19,7 @@ from vllm_dynin.defaults import (
     UNITS_PER_SECOND,
     TaskDefaults,
 )
+from vllm_dynin.processors.codecs.styles import parse_style
 from vllm_dynin.processors.templates import DIRECTIONS, from_head, infer_task
 from vllm_dynin.sampling.block import BlockOptions
 from vllm_dynin.sampling.decoder import Plan, RegionOptions
@@ -101,6 +102,7 @@ def make_plan(request: PlanRequest, config: LLaDAConfig) -> Plan:
     defaults = TASK_DEFAULTS[task]
     scale = guidance_scale(options, task)
     _refuse_foreign(options, task)
+    _refuse_idle(options, task, scale)
     canvas = from_head(
         request.prompt_ids,
         _targets(request, task, config),
@@ -199,6 +201,22 @@ def _refuse_foreign(options: DenoiseParams, task: Task) -> None:
         raise ValueError(
             f"dynin_block_length={options.block_length}: an image is decoded as a whole; "
             "leave it out"
+        )
+
+
+def _refuse_idle(options: DenoiseParams, task: Task, scale: float) -> None:
+    """Refuse what would be ignored, and a style that does not exist."""
+    if options.style is not None:
+        parse_style(options.style)
+    if options.uncond_prompt_token_ids is not None and scale == 0:
+        raise ValueError(
+            f"dynin_uncond_prompt_token_ids with guidance off ({task.value} has s = 0 here); set "
+            "dynin_guidance_scale above 0, or leave the prompt out"
+        )
+    if options.max_duration is not None and options.target_token_ids is not None:
+        raise ValueError(
+            f"dynin_max_duration={options.max_duration} beside dynin_target_token_ids, whose "
+            "number is the length; give one of them"
         )
 
 

@@ -23,6 +23,7 @@ from vllm_dynin.planning import (
     guidance_scale,
     make_plan,
 )
+from vllm_dynin.processors.media import CodecFolders, speech_input
 from vllm_dynin.processors.templates import infer_task
 from vllm_dynin.sampling.params import DenoiseParams
 from vllm_dynin.tokens import Vocabulary
@@ -220,6 +221,26 @@ def _span(position: PlaceholderRange) -> MediumSpan:
     return MediumSpan(start=first, length=last - first + 1)
 
 
+def check_style(params: SamplingParams, speech_folder: str | None) -> None:
+    """Check that the speech codec has the style a request asks for.
+
+    Args:
+        params: of the request.
+        speech_folder: of the codec; None where the checkpoint has none.
+
+    Raises:
+        ValueError: it does not.
+    """
+    style = DenoiseParams.parse(params.extra_args).style
+    if style is not None and speech_folder is not None:
+        speech_input(speech_folder).styles.row(style)
+
+
+def _speech_folder(vllm_config: VllmConfig) -> str | None:
+    model = vllm_config.model_config
+    return CodecFolders.find(model.model, cast(LLaDAConfig, model.hf_config)).speech
+
+
 def _room(num_prompt: int, is_guided: bool, limits: Limits) -> int:
     """Slots that fit behind a prompt."""
     rows = (limits.max_rows - limits.block_size) // 2 if is_guided else limits.max_rows
@@ -257,7 +278,7 @@ def _apply_stop_rule(
 def _check_size(canvas: Canvas, limits: Limits) -> None:
     if canvas.num_slots > limits.max_slots:
         raise ValueError(
-            f"max_tokens={canvas.num_slots} is more than the widest canvas served, "
+            f"the answer has {canvas.num_slots} slots, more than the widest canvas served, "
             f"{limits.max_slots}; ask for less, or start with --diffusion-config "
             f"'{{\"canvas_length\": {canvas.num_slots}}}'"
         )

@@ -8,9 +8,12 @@ hash.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from itertools import pairwise
+from math import isqrt
 from typing import Any, cast
 
 import msgspec
@@ -41,6 +44,7 @@ from vllm_dynin.processors.codecs.speech import SpeechInput
 from vllm_dynin.processors.codecs.video import load_frames
 from vllm_dynin.processors.media import AUDIO_RATE, CodecFolders, codec_patch, speech_input
 from vllm_dynin.processors.templates import infer_task
+from vllm_dynin.tokens import Vocabulary
 
 _EDITS = (Task.IMAGE_TO_IMAGE, Task.TEXT_IMAGE_TO_TEXT_IMAGE)
 PIXELS, FRAMES, WAVEFORM = "image_pixels", "video_pixels", "audio_waveform"
@@ -127,7 +131,8 @@ class MediaInfo(BaseProcessingInfo):
         """Codes of a square image.
 
         Raises:
-            ValueError: the resolution is no multiple of the codec's patch.
+            ValueError: the resolution is no multiple of the codec's patch, or such an image alone
+                is longer than any prompt.
         """
         assert self.folders.image is not None
         patch = codec_patch(self.folders.image)
@@ -135,7 +140,13 @@ class MediaInfo(BaseProcessingInfo):
             raise ValueError(
                 f"resolution={resolution} must be a multiple of {patch}, the pixels per code"
             )
-        return (resolution // patch) ** 2
+        count, most = (resolution // patch) ** 2, self.ctx.model_config.max_model_len
+        if count > most:
+            raise ValueError(
+                f"resolution={resolution} makes {count} codes of an image, more than the "
+                f"{most} tokens of the longest prompt; use {isqrt(most) * patch} or less"
+            )
+        return count
 
     @property
     def speech(self) -> SpeechInput:
@@ -181,11 +192,13 @@ class MediaProcessor(BaseMultiModalProcessor[MediaInfo]):
         Here, because nothing later sees the prompt beside the options, and in front of hashing,
         because the same image at another resolution is another medium.
         """
-        if "resolution" not in inputs.hf_processor_mm_kwargs:
-            config = self.info.config
-            if infer_task(inputs.prompt, config.vocabulary) in _EDITS:
-                options = {**inputs.hf_processor_mm_kwargs, "resolution": config.edit_resolution}
-                inputs = replace(inputs, hf_processor_mm_kwargs=options)
+        config = self.info.config
+        _check_placeholders(inputs, config.vocabulary)
+        options = inputs.hf_processor_mm_kwargs
+        is_edit = infer_task(inputs.prompt, config.vocabulary) in _EDITS
+        if is_edit and "resolution" not in options:
+            options = {**options, "resolution": config.edit_resolution}
+            inputs = replace(inputs, hf_processor_mm_kwargs=options)
         return super().apply(inputs, timing_ctx)
 
     def _call_hf_processor(
@@ -248,6 +261,23 @@ class MediaProcessor(BaseMultiModalProcessor[MediaInfo]):
             PromptReplacement("video", [v.sov, v.eov], video),
             PromptReplacement("audio", [v.soa, v.eoa], audio),
         ]
+
+
+def _check_placeholders(inputs: ProcessorInputs, v: Vocabulary) -> None:
+    """Check that each medium has its place in the prompt and each place its medium.
+
+    Raises:
+        ValueError: the numbers differ.
+    """
+    pairs = Counter(pairwise(inputs.prompt))
+    given = inputs.mm_data_items.get_all_counts()
+    places = {"image": (v.soi, v.eoi), "video": (v.sov, v.eov), "audio": (v.soa, v.eoa)}
+    for kind, pair in places.items():
+        if pairs[pair] != given.get(kind, 0):
+            raise ValueError(
+                f"the prompt has {pairs[pair]} places for {kind} input, but {given.get(kind, 0)} "
+                f"came with it; write {chat.MEDIA_PLACEHOLDERS[kind]} once for each"
+            )
 
 
 def _wrapped(opening: int, stand_in: int, count: int, closing: int) -> PromptUpdateDetails:

@@ -170,6 +170,11 @@ class DenoiseParams(
 
 
 def _unknown_option(name: str, known: tuple[str, ...]) -> str:
+    if name == "num_frames":
+        return (
+            f"{PREFIX}num_frames comes too late: media are prepared before sampling options are "
+            "read; send mm_processor_kwargs={'num_frames': …} beside the video"
+        )
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {PREFIX}{near[0]}? " if near else ""
     return (

@@ -13,6 +13,7 @@ from vllm import LLM
 from vllm_dynin.reference.backbone import LLaDA, load_reference
 
 ENGINE = {
+    "limit_mm_per_prompt": {"image": 4, "video": 2, "audio": 2},
     "max_model_len": 2560,
     "max_num_seqs": 32,
     "max_num_batched_tokens": 8192,
@@ -50,6 +51,6 @@ def tight(omni_folder: Path) -> Iterator[LLM]:
         max_model_len=288,
         max_num_seqs=32,
         max_num_batched_tokens=288,
-        num_gpu_blocks_override=12,
+        num_gpu_blocks_override=10,
     ) as llm:
         yield llm

@@ -119,7 +119,7 @@ class EmovaSpeech(nn.Module):
         module = cls(
             encoder_config(config.get("speech_to_units", {})),
             u2s,
-            StyleTable(config.get("u2s_style2idx"), u2s.num_styles),
+            style_table(config),
         )
         _check_quantizer(tensors, module.s2u.config.levels)
         given: dict[str, Tensor] = {}
@@ -202,6 +202,12 @@ def _known_fields(config_class: type, given: Mapping[str, Any]) -> dict[str, Any
     if unknown := sorted(set(given) - names):
         raise ValueError(f"config.json: {config_class.__name__} has no {', '.join(unknown)}")
     return {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+
+
+def style_table(config: Mapping[str, Any]) -> StyleTable:
+    """Styles of the decoder, from a config.json."""
+    u2s = _u2s_config(config.get("units_to_speech", {}))
+    return StyleTable(config.get("u2s_style2idx"), config.get("u2s_num_styles", u2s.num_styles))
 
 
 def encoder_config(given: Mapping[str, Any]) -> SpeechToUnitsConfig:

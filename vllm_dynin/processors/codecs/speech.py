@@ -27,6 +27,7 @@ from vllm_dynin.processors.codecs.emova_speech import (
     EMOVA_MODEL_TYPE,
     EmovaSpeech,
     encoder_config,
+    style_table,
 )
 from vllm_dynin.processors.codecs.limits import DEFAULT_LIMITS, MediaError, MediaLimits
 from vllm_dynin.processors.codecs.loading import (
@@ -36,7 +37,12 @@ from vllm_dynin.processors.codecs.loading import (
     resolve_checkpoint,
 )
 from vllm_dynin.processors.codecs.styles import DEFAULT_STYLE, Style, StyleTable, parse_style
-from vllm_dynin.processors.codecs.toy_speech import TOY_MODEL_TYPE, ToySpeech, toy_config
+from vllm_dynin.processors.codecs.toy_speech import (
+    TOY_MODEL_TYPE,
+    ToySpeech,
+    toy_config,
+    toy_styles,
+)
 
 TOY_SPEECH_DIRECTORY = Path(__file__).parent / "data" / "toy_speech"
 """The checkpoint of the small codec that ships with the package."""
@@ -81,17 +87,19 @@ class SpeechBackend(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class SpeechInput:
-    """What the encoder of a speech codec takes, known without its weights.
+    """What a speech codec takes, known without its weights.
 
     Args:
         rate: samples per second.
         samples_per_unit: N samples give at most ceil(N / this) units.
         min_samples: fewest samples.
+        styles: what its decoder can sound like.
     """
 
     rate: int
     samples_per_unit: int
     min_samples: int
+    styles: StyleTable
 
     @classmethod
     def of(cls, directory: Path) -> SpeechInput:
@@ -105,15 +113,18 @@ class SpeechInput:
         if model_type == EMOVA_MODEL_TYPE:
             encoder = encoder_config(config.get("speech_to_units", {}))
             features, samples_per_unit = encoder.features, encoder.samples_per_unit
+            styles = style_table(config)
         elif model_type == TOY_MODEL_TYPE:
             toy = toy_config(config)
             features, samples_per_unit = toy.features, ToySpeech.samples_per_unit
+            styles = toy_styles()
         else:
             raise _unknown_kind(directory, model_type)
         return cls(
             rate=features.sample_rate,
             samples_per_unit=samples_per_unit,
             min_samples=features.min_samples,
+            styles=styles,
         )
 
 

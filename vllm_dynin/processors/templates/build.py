@@ -8,7 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vllm_dynin.canvas import Canvas, Decoder, Parity, Region, Task
-from vllm_dynin.processors.templates.directions import DIRECTIONS, check_head, infer_task
+from vllm_dynin.processors.templates.directions import (
+    DIRECTIONS,
+    check_head,
+    check_media,
+    infer_task,
+)
 from vllm_dynin.processors.templates.guidance import (
     build_unconditional,
     hidden_padding,
@@ -46,12 +51,14 @@ def from_head(
         unconditional_head: head to guide away from; None takes the direction's own.
 
     Raises:
-        ValueError: the head is not one of the task, an id is out of range, a known id is not one
-            that the direction may produce, or nothing is left to generate.
+        ValueError: the head is not one of the task, lacks its medium or holds another, an id is
+            out of range, a known id is not one that the direction may produce, or nothing is left
+            to generate.
     """
     task = infer_task(head_ids, vocabulary) if task is None else task
     check_head(head_ids, task, vocabulary)
     _check_ids(head_ids, "prompt", num_rows)
+    check_media(head_ids, task, vocabulary)
     if unconditional_head is not None:
         _check_ids(unconditional_head, "unconditional prompt", num_rows)
     slots, regions = _lay_out(task, targets, text_targets, vocabulary, num_rows, parity)

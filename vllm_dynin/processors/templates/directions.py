@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from vllm_dynin.canvas import Task
 from vllm_dynin.tokens import Modality, Vocabulary
@@ -16,11 +17,15 @@ class Direction:
     Args:
         opening: `Vocabulary` name of the task token; None where there is none.
         output: what the first target slot holds.
+        takes: media a prompt may hold.
+        needs: the medium it must hold, or None.
         hides_padding: whether the original masks PAD out of the attention.
     """
 
     opening: str | None
     output: Modality = Modality.TEXT
+    takes: tuple[Modality, ...] = ()
+    needs: Modality | None = None
     hides_padding: bool = False
 
     @property
@@ -29,19 +34,24 @@ class Direction:
         return {Modality.IMAGE: "soi", Modality.SPEECH: "soa"}.get(self.output)
 
 
+_IMAGE, _SPEECH = Modality.IMAGE, Modality.SPEECH
+_ANY = (_IMAGE, _SPEECH)
+
 DIRECTIONS: dict[Task, Direction] = {
     Task.TEXT_TO_TEXT: Direction(opening=None),
-    Task.IMAGE_TO_TEXT: Direction(opening="mmu"),
-    Task.VIDEO_TO_TEXT: Direction(opening="v2t"),
-    Task.SPEECH_TO_TEXT: Direction(opening="s2t"),
-    Task.TEXT_TO_IMAGE: Direction(opening="t2i", output=Modality.IMAGE, hides_padding=True),
-    Task.IMAGE_TO_IMAGE: Direction(opening="i2i", output=Modality.IMAGE, hides_padding=True),
-    Task.TEXT_IMAGE_TO_TEXT_IMAGE: Direction(
-        opening="ti2ti", output=Modality.IMAGE, hides_padding=True
+    Task.IMAGE_TO_TEXT: Direction(opening="mmu", takes=_ANY, needs=_IMAGE),
+    Task.VIDEO_TO_TEXT: Direction(opening="v2t", takes=_ANY, needs=_IMAGE),
+    Task.SPEECH_TO_TEXT: Direction(opening="s2t", takes=(_SPEECH,), needs=_SPEECH),
+    Task.TEXT_TO_IMAGE: Direction(opening="t2i", output=_IMAGE, hides_padding=True),
+    Task.IMAGE_TO_IMAGE: Direction(
+        opening="i2i", output=_IMAGE, takes=(_IMAGE,), needs=_IMAGE, hides_padding=True
     ),
-    Task.TEXT_TO_SPEECH: Direction(opening="t2s", output=Modality.SPEECH, hides_padding=True),
-    Task.SPEECH_TO_SPEECH: Direction(opening="s2s", output=Modality.SPEECH),
-    Task.VIDEO_TO_SPEECH: Direction(opening="v2s", output=Modality.SPEECH),
+    Task.TEXT_IMAGE_TO_TEXT_IMAGE: Direction(
+        opening="ti2ti", output=_IMAGE, takes=(_IMAGE,), needs=_IMAGE, hides_padding=True
+    ),
+    Task.TEXT_TO_SPEECH: Direction(opening="t2s", output=_SPEECH, hides_padding=True),
+    Task.SPEECH_TO_SPEECH: Direction(opening="s2s", output=_SPEECH, takes=_ANY, needs=_SPEECH),
+    Task.VIDEO_TO_SPEECH: Direction(opening="v2s", output=_SPEECH, takes=(_IMAGE,), needs=_IMAGE),
 }
 
 # Task tokens of the published table for which the original has no prompt and no decoder.
@@ -101,3 +111,35 @@ def check_head(head_ids: Sequence[int], task: Task, vocabulary: Vocabulary) -> N
             f"this checkpoint has no {direction.output.value} codes, so it cannot serve "
             f"{task.value}; use a checkpoint with that modality"
         )
+
+
+def check_media(head_ids: Sequence[int], task: Task, vocabulary: Vocabulary) -> None:
+    """Check that a head holds the media its direction is about and no others.
+
+    Raises:
+        ValueError: a placeholder is left without its medium, the medium of the direction is
+            missing, or there is one that it does not take.
+    """
+    v, direction = vocabulary, DIRECTIONS[task]
+    pairs = {(v.soi, v.eoi): "image", (v.sov, v.eov): "video", (v.soa, v.eoa): "audio"}
+    for index, pair in enumerate(pairwise(head_ids)):
+        if pair in pairs:
+            raise ValueError(
+                f"the prompt has a placeholder for {pairs[pair]} at index {index} and no "
+                f"{pairs[pair]} input for it; send one for each placeholder, or take it out"
+            )
+    for medium, ids in ((_IMAGE, v.image), (_SPEECH, v.speech)):
+        found = next((i for i, token in enumerate(head_ids) if token in ids), None)
+        name = f"{medium.value} {'codes' if medium is _IMAGE else 'units'}"
+        if found is None and direction.needs is medium:
+            raise ValueError(
+                f"the {task.value} prompt has no {name}; send the input the task is about, or "
+                "use another task"
+            )
+        if found is not None and medium not in direction.takes:
+            allowed = " and ".join(kind.value for kind in direction.takes) or "nothing but text"
+            raise ValueError(
+                f"the {task.value} prompt holds {name} (id {head_ids[found]} at index {found}), "
+                f"but the task takes {allowed}; leave them out, or open the prompt with the task "
+                "token of another task"
+            )
