@@ -2,8 +2,8 @@
 
 A file is decoded by FFmpeg (through PyAV, which brings its own) in a process of its own, with its
 memory and processor time capped: a file of a kilobyte can claim 400 million samples, for which
-FFmpeg would fill 14 GB, and a decoder's crash must not end a server. Starting it costs about
-0.2 s of one core.
+FFmpeg would fill about 14 GB, and a decoder's crash must not end a server. Starting it costs about
+0.15 s of one core.
 
 Source: Dynin-Omni (d6e3ca8) `validation/mmu_generate.py:_load_video_tokens`, which decodes all
 frames into memory first.
