@@ -186,7 +186,7 @@ class ToySpeech(nn.Module):
         of any phone or the pause.
         """
         units = self.config.num_units
-        matrix = torch.full((units, units), -math.inf)
+        matrix = torch.full((units, units), -math.inf, dtype=self.log_next.dtype)
         firsts = torch.tensor([PAUSE, *range(1, units, HALVES)])
         lasts = torch.tensor([PAUSE, *range(HALVES, units, HALVES)])
         matrix[lasts[:, None], firsts[None]] = self.log_leave[lasts, None] + self.log_next
