@@ -59,10 +59,11 @@ def kind(hint: Any) -> str:
 def table() -> str:
     """The whole table."""
     head = ["| option | value | what it does |", "|---|---|---|"]
-    rows = [
-        f"| `{name}` | {kind} | {text.replace('|', chr(92) + '|')} |"
-        for name, kind, text in options()
-    ]
+    hints = get_type_hints(DenoiseParams, include_extras=True)
+    rows = []
+    for name, text in documentation().items():
+        escaped = text.replace("|", "\\|")
+        rows.append(f"| `{name}` | {kind(hints[name])} | {escaped} |")
     return "\n".join([BEGIN, *head, *rows, END])
 
 

@@ -22,7 +22,9 @@ def test_options_table_is_that_of_the_struct() -> None:
     names = re.findall(r"^\| `(\w+)` \|", PAGE, re.MULTILINE)
     assert names == list(DenoiseParams.__struct_fields__)
     script = ROOT / "packaging" / "options_table.py"
-    done = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, script, "--check"], cwd=ROOT, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
 
 
