@@ -10,7 +10,9 @@ import enum
 import sys
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+from vllm_dynin.sampling.params import DenoiseParams
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "vllm_dynin" / "sampling" / "params.py"
@@ -58,13 +60,12 @@ def kind(hint: Any) -> str:
 
 def table() -> str:
     """The whole table."""
-    head = ["| option | value | what it does |", "|---|---|---|"]
     hints = get_type_hints(DenoiseParams, include_extras=True)
-    rows = []
+    rows = ["| option | value | what it does |", "|---|---|---|"]
     for name, text in documentation().items():
         escaped = text.replace("|", "\\|")
         rows.append(f"| `{name}` | {kind(hints[name])} | {escaped} |")
-    return "\n".join([BEGIN, *head, *rows, END])
+    return "\n".join([BEGIN, *rows, END])
 
 
 def main() -> None:
