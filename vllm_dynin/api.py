@@ -185,6 +185,8 @@ def _check(request: Request, prompt: Prompt, checkpoint: Checkpoint) -> None:
         prompt_ids=tuple(prompt.token_ids), standard=standard, options=prompt.options
     )
     make_plan(plan, checkpoint.config)
+    if prompt.options.style is not None:
+        checkpoint.codecs.check_style(prompt.options.style)
 
 
 def _sampling_params(request: Request, prompt: Prompt) -> SamplingParams:

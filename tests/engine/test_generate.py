@@ -282,6 +282,11 @@ def test_reading_several_answers_to_one_prompt(llm) -> None:
         (dynin.TextToText("x", max_tokens=9_000), "9000"),
         (dynin.TextToText("x", options=DenoiseParams(style="happy")), r"request 1 .*dynin_style"),
         (dynin.ImageToText(b"no image", "what?"), r"request 1 \(ImageToText\): not a readable"),
+        (dynin.TextToSpeech("x", options=DenoiseParams(style="emotion-glad")), "not 'glad'"),
+        (
+            dynin.TextToSpeech("x", options=DenoiseParams(style="emotion-sad")),
+            r"request 1 .* not one of the 18 of this speech codec",
+        ),
         (dynin.FillText("x", ["known"]), r"request 1 \(FillText\): the canvas has no target"),
     ],
 )
