@@ -17,7 +17,7 @@ help:
 	@echo "make test      the tests of every change                   (ARGS=... goes to pytest)"
 	@echo "make test-all  those and the slow ones"
 	@echo "make lint      ruff, mypy, spelling, layer map: what CI runs"
-	@echo "make format    let ruff rewrite the files, and renew README's layer map"
+	@echo "make format    let ruff rewrite the files, and renew the tables of README and docs"
 	@echo "make bench     the benchmarks, one after the other"
 	@echo "make venv      only the environment, in $(VENV)"
 	@echo "make clean     remove caches and build output (the environment stays)"
@@ -40,11 +40,13 @@ lint: venv
 	$(BIN)/mypy
 	$(BIN)/typos
 	$(BIN)/python packaging/layer_map.py --check
+	$(BIN)/python packaging/options_table.py --check
 
 format: venv
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/python packaging/layer_map.py
+	$(BIN)/python packaging/options_table.py
 
 bench: venv
 	@set -e; for script in benchmarks/bench_*.py; do \

@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 
 from vllm_dynin.codec_runner import CodecRunner, Place, Sound
 from vllm_dynin.outputs import Part, decode_piece, output_pieces
+from vllm_dynin.planning import PlanRequest, StandardOptions, make_plan
 from vllm_dynin.processors.media import CodecFolders
 from vllm_dynin.processors.thinking import split_thinking
 from vllm_dynin.report import Report, read_report
@@ -109,6 +110,8 @@ def generate(
         ValueError: a request does not fit the checkpoint or the engine; none is answered then.
             The message names the request where it can be told which one it is.
     """
+    from vllm.exceptions import VLLMValidationError
+
     checkpoint = checkpoint_of(llm, codecs)
     prompts = [
         _named(index, request, lambda request=request: request.prompt(checkpoint))
@@ -118,7 +121,13 @@ def generate(
         _named(index, request, partial(_sampling_params, request, prompt))
         for index, (request, prompt) in enumerate(zip(requests, prompts, strict=True))
     ]
-    outputs = llm.generate([_vllm_prompt(prompt) for prompt in prompts], params, use_tqdm=use_tqdm)
+    for index, (request, prompt) in enumerate(zip(requests, prompts, strict=True)):
+        _named(index, request, partial(_check, request, prompt, checkpoint))
+    sent = [_vllm_prompt(prompt) for prompt in prompts]
+    try:
+        outputs = llm.generate(sent, params, use_tqdm=use_tqdm)
+    except VLLMValidationError as error:
+        raise ValueError(str(error)) from error
     return _results(requests, params, outputs, checkpoint, use_tqdm)
 
 
@@ -167,6 +176,17 @@ def _named(index: int, request: Request, make: Any) -> Any:
         return make()
     except ValueError as error:
         raise ValueError(f"request {index} ({type(request).__name__}): {error}") from error
+
+
+def _check(request: Request, prompt: Prompt, checkpoint: Checkpoint) -> None:
+    """Plan a request as the engine will, media aside: here an error can say whose it is."""
+    standard = StandardOptions(max_tokens=request.max_tokens)
+    plan = PlanRequest(
+        prompt_ids=tuple(prompt.token_ids), standard=standard, options=prompt.options
+    )
+    make_plan(plan, checkpoint.config)
+    if prompt.options.style is not None:
+        checkpoint.codecs.check_style(prompt.options.style)
 
 
 def _sampling_params(request: Request, prompt: Prompt) -> SamplingParams:

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from vllm_dynin.processors.codecs.styles import DEFAULT_STYLE
+from vllm_dynin.processors.codecs.styles import DEFAULT_STYLE, parse_style
 from vllm_dynin.processors.media import AUDIO_RATE, CodecFolders, MediaCodecs
 from vllm_dynin.tokens import Vocabulary
 
@@ -115,6 +115,22 @@ class CodecRunner:
             seed: of the voice; None draws one.
         """
         return self._submit(lambda: self._decoded_speech(list(units), style, seed))
+
+    def check_style(self, name: str) -> None:
+        """Check that the speech codec has a style.
+
+        Raises:
+            ValueError: no such style, or not in this codec, or there is no speech codec.
+        """
+        if self.place == "local":
+            styles = self._codecs.speech.styles
+        else:
+            styles = self._ask("dynin_speech_styles")
+        if parse_style(name).name not in styles:
+            raise ValueError(
+                f"style {name!r} is not one of the {len(styles)} of this speech codec: "
+                f"{', '.join(sorted(styles)[:3])}, …"
+            )
 
     def take_trajectory(self, name: str) -> list[int]:
         """Steps of a trajectory's slots; the worker forgets it.

@@ -181,6 +181,8 @@ _BY_OUTPUT = {
 
 
 def _refuse_foreign(options: DenoiseParams, task: Task) -> None:
+    if options.style is not None:
+        parse_style(options.style)
     output = DIRECTIONS[task].output
     is_mixed = task is Task.TEXT_IMAGE_TO_TEXT_IMAGE
     for kind, names in _BY_OUTPUT.items():

@@ -55,6 +55,10 @@ class MediaWorkerExtension:
         """Samples per second of decoded speech."""
         return self._dynin_codecs().speech.output_rate if self.rank == 0 else None
 
+    def dynin_speech_styles(self) -> list[str] | None:
+        """Names of the styles the speech codec has."""
+        return self._dynin_codecs().speech.styles if self.rank == 0 else None
+
     def dynin_open_speech(
         self, name: str, units: list[int], style: str | None, seed: int | None
     ) -> None:
