@@ -135,6 +135,7 @@ def admit_request(
             Limits.of(vllm_config),
             stop_token_ids,
         )
+        check_style(request.sampling_params, _speech_folder(vllm_config))
     except ValueError as error:
         raise VLLMValidationError(str(error)) from error
 

@@ -58,7 +58,8 @@ class MaskedDiffusionSampler:
         committed: dict[int, Tensor] = {}
         logprobs: dict[int, RowLogprobs] = {}
         if isinstance(logits, StepLogits):
-            for number, request in enumerate(self._state.denoising):
+            for number in logits.order:
+                request = self._state.denoising[number]
                 slot, decoder = request.slot, request.slot.decoder
                 slot.step(request.wanted, partial(logits.rows, number))
                 first, stop = slot.num_emitted, decoder.num_committed

@@ -46,7 +46,9 @@ class StepLogits:
     """Guided logits, read per request.
 
     Requests that share their columns are multiplied by the head in one product while it stays
-    within `max_elements`; what does not fit is multiplied when its rows are read.
+    within `max_elements`; a request that does not fit is multiplied tile by tile. A product is
+    made when the first of its rows is read and dropped when the next one is made, so requests are
+    to be read in `order`.
 
     Args:
         head: the output head.
@@ -60,11 +62,11 @@ class StepLogits:
     def __init__(self, head: RestrictedHead, hidden_TD: Tensor, wanted: list[WantedRows]) -> None:
         self._head, self._hidden_TD, self._wanted = head, hidden_TD, wanted
         self._computed: dict[int, Tensor] = {}
-        for columns, requests in self._groups():
-            hidden_RD = hidden_TD[torch.cat([wanted[r].all_rows for r in requests])]
-            sizes = [len(wanted[r].all_rows) for r in requests]
-            parts = head(hidden_RD, columns).split(sizes)
-            self._computed.update(zip(requests, parts, strict=True))
+        groups = list(self._groups())
+        self._group_of = {request: group for group in groups for request in group}
+        alone = [request for request in range(len(wanted)) if request not in self._group_of]
+        self.order = [*self._group_of, *alone]
+        """Requests in the order in which they are to be read."""
 
     @classmethod
     def max_rows(cls, columns: Columns) -> int:
@@ -76,6 +78,8 @@ class StepLogits:
 
         The result may be modified; each row is read once.
         """
+        if request in self._group_of and request not in self._computed:
+            self._compute(self._group_of[request])
         wanted = self._wanted[request]
         conditional = self._stream(request, wanted.rows, 0, first, stop)
         if wanted.unconditional_rows is None:
@@ -84,13 +88,22 @@ class StepLogits:
         unconditional = self._stream(request, wanted.unconditional_rows, offset, first, stop)
         return guide(conditional, unconditional, wanted.guidance_scale, wanted.form)
 
+    def _compute(self, group: list[int]) -> None:
+        """Multiply a group's rows by the head, in the place of the previous group's."""
+        self._computed = {}
+        all_rows = [self._wanted[request].all_rows for request in group]
+        columns = self._wanted[group[0]].columns
+        logits = self._head(self._hidden_TD[torch.cat(all_rows)], columns)
+        parts = logits.split([len(rows) for rows in all_rows])
+        self._computed = dict(zip(group, parts, strict=True))
+
     def _stream(self, request: int, rows: Tensor, offset: int, first: int, stop: int) -> Tensor:
         computed = self._computed.get(request)
         if computed is not None:
             return computed[offset + first : offset + stop]
         return self._head(self._hidden_TD[rows[first:stop]], self._wanted[request].columns)
 
-    def _groups(self) -> Iterator[tuple[Columns, list[int]]]:
+    def _groups(self) -> Iterator[list[int]]:
         """Requests to multiply together: same columns, few enough rows."""
         by_columns: dict[Columns, list[int]] = defaultdict(list)
         for request, wanted in enumerate(self._wanted):
@@ -102,9 +115,9 @@ class StepLogits:
                 if size > self.max_rows(columns):
                     continue  # read tile by tile
                 if num_rows + size > self.max_rows(columns):
-                    yield columns, group
+                    yield group
                     group, num_rows = [], 0
                 group.append(request)
                 num_rows += size
             if group:
-                yield columns, group
+                yield group

@@ -16,7 +16,7 @@ ENGINE = {
     "limit_mm_per_prompt": {"image": 4, "video": 2, "audio": 2},
     "max_model_len": 2560,
     "max_num_seqs": 32,
-    "max_num_batched_tokens": 8192,
+    "max_num_batched_tokens": 2560,
     "num_gpu_blocks_override": 512,
 }
 
