@@ -158,7 +158,7 @@ VALUES: dict[str, Entry] = {
         "temperature",
     ),
     "cfg NaN": raw(
-        b'{"model": "tiny", "prompt": [5], "max_tokens": 2, "vllm_xargs": {"dynin_cfg_scale": NaN}}',
+        b'{"model": "tiny", "prompt": [5], "vllm_xargs": {"dynin_cfg_scale": NaN}}',
         "dynin_cfg_scale",
         "nan",
     ),
