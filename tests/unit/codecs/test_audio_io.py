@@ -1,5 +1,9 @@
 import io
 import itertools
+import resource
+import struct
+import subprocess
+import sys
 import tracemalloc
 
 import numpy as np
@@ -8,7 +12,7 @@ import soundfile
 import torch
 from audio_mutations import FORMATS, MUTATIONS, mutant, originals, outcome
 
-from vllm_dynin.processors.codecs import audio_io
+from vllm_dynin.processors.codecs import audio_blocks
 from vllm_dynin.processors.codecs.audio_io import AUDIO_FORMATS, encode_audio, load_audio, resample
 from vllm_dynin.processors.codecs.limits import MediaError, MediaLimits
 
@@ -260,7 +264,7 @@ def test_refused_samples(samples, rate, message):
 
 
 def test_limit_on_values(monkeypatch):
-    monkeypatch.setattr(audio_io, "MAX_DECODED_VALUES", 10_000)
+    monkeypatch.setattr(audio_blocks, "MAX_DECODED_VALUES", 10_000)
     with pytest.raises(MediaError, match="fewer channels or a lower sample rate"):
         load_audio(np.zeros((2, 6000)), RATE, target_rate=RATE)
     with pytest.raises(MediaError, match="fewer channels or a lower sample rate"):
@@ -271,13 +275,13 @@ def test_a_file_that_understates_its_length(monkeypatch):
     """What is decoded counts, whatever the header says."""
     block = np.zeros((RATE, 1), np.float32)
     with pytest.raises(MediaError, match="duration in seconds is 3"):
-        audio_io._collect(itertools.repeat((block, RATE)), RATE, MediaLimits(max_seconds=2))
+        audio_blocks.collect(itertools.repeat((block, RATE)), RATE, MediaLimits(max_seconds=2))
 
 
 def test_a_rate_that_changes():
     blocks = [(np.zeros((10, 1)), 8000), (np.zeros((10, 1)), 9000)]
     with pytest.raises(MediaError, match="changes from 8000 to 9000 Hz"):
-        audio_io._collect(iter(blocks), RATE, MediaLimits())
+        audio_blocks.collect(iter(blocks), RATE, MediaLimits())
 
 
 @pytest.mark.parametrize(
@@ -306,6 +310,60 @@ def test_five_minutes_of_many_channels_in_bounded_memory():
     assert len(found) == 300 * RATE
     # The parts and their concatenation, and a few blocks of 2 MiB.
     assert peak < 2 * found.nbytes + 16 * 2**20
+
+
+# FFmpeg in its own process.
+
+
+def sample_bomb(samples):
+    """A few kilobytes whose tables announce samples of one byte."""
+    data = bytearray(originals()["m4a"])
+    for name, offset, values in (
+        (b"stsz", 8, (1, samples)),
+        (b"stsc", 12, (1, samples, 1)),
+        (b"stts", 12, (samples, 512)),
+    ):
+        at = data.find(name) + offset
+        data[at : at + 4 * len(values)] = struct.pack(f">{len(values)}I", *values)
+    return bytes(data)
+
+
+@pytest.mark.parametrize("samples", [10**7, 2**32 - 1])
+def test_tables_that_announce_too_much(samples):
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    with pytest.raises(MediaError):
+        load_audio(sample_bomb(samples), target_rate=RATE)
+    grown = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss - before
+    assert grown < 1_300_000  # KiB: max_decode_bytes and the interpreter
+
+
+@pytest.mark.parametrize("name", ["mp3", "wav"])
+def test_a_callers_file_object_stays_usable(tmp_path, name):
+    """Also where another process read it, which must not move the caller's position."""
+    data = encode_audio(tone(3), RATE, name)
+    (tmp_path / "a").write_bytes(data)
+    with open(tmp_path / "a", "rb") as stream:
+        stream.read(100)
+        first = load_audio(stream, target_rate=RATE)
+        assert np.array_equal(load_audio(stream, target_rate=RATE), first)
+        stream.seek(0)
+        assert stream.read() == data
+
+
+def test_the_caller_never_decodes_with_ffmpeg(tmp_path):
+    (tmp_path / "a.mp3").write_bytes(encode_audio(tone(), RATE, "mp3"))
+    program = (
+        "import sys; from vllm_dynin.processors.codecs.audio_io import load_audio; "
+        f"samples = load_audio({str(tmp_path / 'a.mp3')!r}, target_rate=16000); "
+        "print(len(samples), 'av' in sys.modules)"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    length, loaded = run.stdout.split()
+    assert abs(int(length) - RATE) < 2000
+    assert loaded == "False"
+    assert run.stderr == ""
 
 
 # Damaged files.

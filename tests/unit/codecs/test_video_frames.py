@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vllm_dynin.processors.codecs import video
+from vllm_dynin.processors.codecs import media_worker
 from vllm_dynin.processors.codecs.image_io import resize_and_crop
 from vllm_dynin.processors.codecs.limits import MediaError, MediaLimits
 from vllm_dynin.processors.codecs.video import load_frames
@@ -334,9 +334,9 @@ def test_a_failing_decoder_fails_alone(monkeypatch, program, message):
     def run(command, **options):
         return original([sys.executable, "-S", "-c", program], **options)
 
-    monkeypatch.setattr(video.subprocess, "run", run)
-    monkeypatch.setattr(video, "_MIN_WALL_SECONDS", 2)
-    monkeypatch.setattr(video, "_WALL_TIME_FACTOR", 2)
+    monkeypatch.setattr(media_worker.subprocess, "run", run)
+    monkeypatch.setattr(media_worker, "_MIN_WALL_SECONDS", 2)
+    monkeypatch.setattr(media_worker, "_WALL_TIME_FACTOR", 2)
     data = make_video([grey_frame(9)])
     with pytest.raises(MediaError, match=message):
         load_frames(data, 1, 16, MediaLimits(max_decode_seconds=1))

@@ -22,7 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vllm_dynin.processors.codecs.audio_io import AudioSource, Samples, load_audio
+from vllm_dynin.processors.codecs.audio_blocks import Samples
+from vllm_dynin.processors.codecs.audio_io import AudioSource, load_audio
 from vllm_dynin.processors.codecs.emova_speech import (
     EMOVA_MODEL_TYPE,
     EmovaSpeech,

@@ -2,8 +2,8 @@
 
     python -m vllm_dynin.processors.codecs.video_worker TASK < clip.mp4 > frames.raw
 
-TASK is JSON: num_frames, size (height, width) and the fields of MediaLimits. The output is uint8
-[num_frames, height, width, 3]; with exit status EXIT_REFUSED it is a message instead.
+TASK is JSON: num_frames, size (height, width), and what `media_worker` adds. The output is uint8
+[num_frames, height, width, 3].
 
 The file is read twice: once without decoding, to count frames, then decoded while only the wanted
 frames are kept, each already at its final size.
@@ -11,8 +11,6 @@ frames are kept, each already at its final size.
 
 from __future__ import annotations
 
-import json
-import resource
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,8 +21,7 @@ from PIL import Image
 
 from vllm_dynin.processors.codecs.image_io import resize_and_crop
 from vllm_dynin.processors.codecs.limits import MediaError, MediaLimits
-
-EXIT_REFUSED = 3
+from vllm_dynin.processors.codecs.media_worker import serve
 
 # A fixed list, because FFmpeg also knows playlist formats (HLS, concat) that open other files.
 FORMATS = "mov,mp4,matroska,webm,avi,gif"
@@ -145,39 +142,11 @@ def _upright(frame: Any) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def _limit_process(limits: MediaLimits) -> None:
-    """Cap processor time, and memory on top of what the interpreter and libraries already map."""
-    with open("/proc/self/statm", encoding="ascii") as statm:
-        mapped = int(statm.read().split()[0]) * resource.getpagesize()
-    ceiling = mapped + limits.max_decode_bytes
-    resource.setrlimit(resource.RLIMIT_AS, (ceiling, ceiling))
-    seconds = limits.max_decode_seconds
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-
-
-def main() -> int:
-    """Decode standard input to standard output; returns the exit status."""
-    import av  # noqa: F401  # mapped before the memory cap is computed
-
-    task = json.loads(sys.argv[1])
-    limits = MediaLimits(**task["limits"])
-    _limit_process(limits)
-    try:
-        frames = decode_frames(sys.stdin.buffer, task["num_frames"], tuple(task["size"]), limits)
-        for frame in frames:
-            sys.stdout.buffer.write(frame.tobytes())
-    except MediaError as error:
-        sys.stdout.buffer.write(str(error).encode())
-        return EXIT_REFUSED
-    except MemoryError:
-        sys.stdout.buffer.write(
-            f"decoding the video needs over max_decode_bytes={limits.max_decode_bytes}; "
-            "send a smaller one or raise the limit in MediaLimits".encode()
-        )
-        return EXIT_REFUSED
-    return 0
+def _decode(stream: BinaryIO, task: dict[str, Any], limits: MediaLimits) -> Iterator[bytes]:
+    height, width = task["size"]
+    for frame in decode_frames(stream, task["num_frames"], (height, width), limits):
+        yield frame.tobytes()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(serve(_decode))
