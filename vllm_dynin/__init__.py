@@ -84,3 +84,4 @@ def register() -> None:
         "dynin", "vllm_dynin.entrypoints.reasoning", "DyninReasoningParser"
     )
     compat.hook_admission()
+    compat.keep_stated_lengths()

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from packaging.version import Version
 
 if TYPE_CHECKING:
+    from vllm import SamplingParams
     from vllm.v1.engine import EngineCoreRequest
     from vllm.v1.engine.input_processor import InputProcessor
 
@@ -127,13 +128,12 @@ def hook_admission() -> None:
     def process_inputs(self: InputProcessor, *args: Any, **kwargs: Any) -> EngineCoreRequest:
         if not _is_ours(self):
             return original(self, *args, **kwargs)
-        from vllm_dynin.model_executor.admission import admit_request
+        from vllm_dynin.model_executor.admission import Asked, admit_request
 
-        params = signature.bind(self, *args, **kwargs).arguments["params"]
-        # Before vLLM adds what the checkpoint's generation config says.
-        stop_token_ids = tuple(getattr(params, "stop_token_ids", None) or ())
+        # Before vLLM fills in a length and adds what the checkpoint's generation config says.
+        asked = Asked.by(signature.bind(self, *args, **kwargs).arguments["params"])
         request = original(self, *args, **kwargs)
-        admit_request(request, stop_token_ids, self.vllm_config)
+        admit_request(request, asked, self.vllm_config)
         return request
 
     resolve = InputProcessor.resolve_watermarking
@@ -149,6 +149,46 @@ def hook_admission() -> None:
     process_inputs._dynin = True  # type: ignore[attr-defined]
     InputProcessor.process_inputs = process_inputs  # type: ignore[method-assign]
     InputProcessor.resolve_watermarking = resolve_watermarking  # type: ignore[method-assign]
+
+
+def keep_stated_lengths() -> None:
+    """Let admission know which `max_tokens` an HTTP client stated, and whether it stated one.
+
+    vLLM's server turns a missing length into all that is left of the context, and a longer one
+    into the same, before the engine sees either. The length decides what a masked-diffusion model
+    answers, so it must be neither guessed nor cut. Remove when the server passes on what it got.
+    """
+    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+    from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+    from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
+    from vllm.entrypoints.speech_to_text.transcription.protocol import TranscriptionRequest
+    from vllm.entrypoints.speech_to_text.translation.protocol import TranslationRequest
+
+    for request_class, *fields in (
+        (ChatCompletionRequest, "max_completion_tokens", "max_tokens"),
+        (CompletionRequest, "max_tokens"),
+        (ResponsesRequest, "max_output_tokens"),
+        (TranscriptionRequest, "max_completion_tokens"),
+        (TranslationRequest, "max_completion_tokens"),
+    ):
+        _keep_stated_length(request_class, tuple(fields))
+
+
+def _keep_stated_length(request_class: Any, fields: tuple[str, ...]) -> None:
+    original = request_class.to_sampling_params
+    if getattr(original, "_dynin", False):
+        return
+
+    @wraps(original)
+    def to_sampling_params(self: Any, *args: Any, **kwargs: Any) -> SamplingParams:
+        params = original(self, *args, **kwargs)
+        stated = (getattr(self, name, None) for name in fields)
+        # An attribute of the frontend's object alone: it is no field, and is not sent anywhere.
+        params._dynin_max_tokens = next((value for value in stated if value is not None), None)
+        return params
+
+    to_sampling_params._dynin = True  # type: ignore[attr-defined]
+    request_class.to_sampling_params = to_sampling_params
 
 
 def _is_ours(processor: InputProcessor) -> bool:

@@ -21,6 +21,7 @@ from vllm_dynin.defaults import (
 )
 from vllm_dynin.processors.codecs.styles import parse_style
 from vllm_dynin.processors.templates import DIRECTIONS, from_head, infer_task
+from vllm_dynin.processors.templates.directions import check_head
 from vllm_dynin.sampling.block import BlockOptions
 from vllm_dynin.sampling.decoder import Plan, RegionOptions
 from vllm_dynin.sampling.maskgit import MaskGitOptions
@@ -99,6 +100,8 @@ def make_plan(request: PlanRequest, config: LLaDAConfig) -> Plan:
     """
     options = request.options
     task = options.task or infer_task(request.prompt_ids, config.vocabulary)
+    # Before the options: those of a medium that the checkpoint lacks have no meaning.
+    check_head(request.prompt_ids, task, config.vocabulary)
     defaults = TASK_DEFAULTS[task]
     scale = guidance_scale(options, task)
     _refuse_foreign(options, task)

@@ -4,6 +4,7 @@ import random
 
 import pytest
 import torch
+from helpers.engines import start_llm
 from helpers.request_mix import Case, cut, decode, expected_tokens, generate, random_prompt
 from vllm import SamplingParams
 from vllm.exceptions import VLLMValidationError
@@ -346,3 +347,15 @@ def test_shared_parameters_are_not_modified(llm, reference):
 def test_plain_sampling_params_are_enough(llm, reference):
     case = Case(make_case(reference, 5).prompt_ids, SamplingParams(max_tokens=20, temperature=0))
     assert generate(llm, [case]) == [expected_tokens(reference, case)]
+
+
+def test_logprobs_of_more_tokens_than_there_are(checkpoint_folder, reference):
+    """A server may allow any number; a text answer has 589 ids, the mask not among them."""
+    with start_llm(checkpoint_folder, max_logprobs=-1) as llm:
+        case = make_case(reference, 0, max_tokens=3, logprobs=588)
+        (output,) = llm.generate([case.prompt], [case.params], use_tqdm=False)
+        assert len(output.outputs[0].logprobs[0]) == 588
+        for wrong in (589, -1):
+            with pytest.raises(VLLMValidationError, match=rf"logprobs={wrong} .* use 0 to 588"):
+                generate(llm, [changed(case, logprobs=wrong)])
+        assert generate(llm, [case]) == [expected_tokens(reference, case)]

@@ -62,7 +62,7 @@ OWN_OPTIONS: dict[str, Entry] = {
     "remasking unknown": option("remasking", "highest", "highest", "low_confidence", "random"),
     "parity unknown": option("parity", "exact", "exact", "default", "reference"),
     "task unknown": option("task", "sing", "sing", "t2t"),
-    "task of another prompt": option("task", "s2t", "t2t", "s2t"),
+    "task of another prompt": completion("t2t", "s2t", vllm_xargs={"dynin_task": "s2t"}),
     "stop_at_eos word": option("stop_at_eos", "maybe", "maybe", "bool"),
     "stop_at_eos against ignore_eos": option(
         "stop_at_eos", True, "ignore_eos", "leave one", ignore_eos=True
@@ -82,13 +82,23 @@ OWN_OPTIONS: dict[str, Entry] = {
     "width without height": option("width", 336, "dynin_height"),
     "speech option for text": option("max_duration", 2.0, "2.0", "speech"),
     "mixed option for text": option("text_tokens", 4, "4", "ti2ti"),
-    "infilling without a mask": option("target_token_ids", [5, 6], "mask"),
-    "infilling beyond the table": option("target_token_ids", [VOCABULARY.mask, 10**6], "1000000"),
-    "guidance away from no token": option("uncond_prompt_token_ids", [NUM_ROWS], str(NUM_ROWS)),
+    "infilling without a mask": completion(
+        "no target", "mask", vllm_xargs={"dynin_target_token_ids": [5, 6]}
+    ),
+    "infilling beyond the table": completion(
+        "1000000", vllm_xargs={"dynin_target_token_ids": [VOCABULARY.mask, 10**6]}
+    ),
+    "guidance away from no token": completion(
+        str(NUM_ROWS),
+        vllm_xargs={"dynin_uncond_prompt_token_ids": [NUM_ROWS], "dynin_cfg_scale": 1},
+    ),
+    "guidance head without guidance": option("uncond_prompt_token_ids", [5], "guidance"),
     "nested argument": completion("vllm_xargs", vllm_xargs={"dynin_steps": {"a": 1}}),
     "arguments as a list": completion("vllm_xargs", vllm_xargs=["dynin_steps"]),
     "arguments as a string": completion("vllm_xargs", vllm_xargs="dynin_steps=4"),
-    "guided request too long": option("cfg_scale", 1.0, "rows", "guidance", max_tokens=300),
+    "guided request too long": completion(
+        "623 rows", "guidance", vllm_xargs={"dynin_cfg_scale": 1.0}, max_tokens=300
+    ),
 }
 
 UNSUPPORTED: dict[str, Entry] = {
@@ -124,11 +134,11 @@ UNSUPPORTED: dict[str, Entry] = {
     "beam search": completion("beam", "parallel", use_beam_search=True, n=2),
     "beam search in chat": chat("beam", "parallel", use_beam_search=True, n=2),
     "suffix": completion("suffix", suffix="end"),
-    "priority": completion("riority", priority=5),
+    "priority": completion("priority=5", "--scheduling-policy", priority=5),
     "prompt embeddings": completion("embed", prompt_embeds="AAAA"),
     "thinking budget": chat("thinking_token_budget", thinking_token_budget=8),
     "image for a text model": chat(
-        "image",
+        "not a multimodal model",
         messages=[
             {
                 "role": "user",
@@ -146,10 +156,11 @@ VALUES: dict[str, Entry] = {
     "max_tokens huge": completion("max_tokens", "512", max_tokens=10**9),
     "max_tokens word": completion("max_tokens", max_tokens="ten"),
     "max_tokens fraction": completion("max_tokens", max_tokens=2.5),
-    "max_tokens beyond the context": completion("max_tokens", "512", max_tokens=511),
+    "max_tokens beyond the context": completion("max_tokens=511", "512", max_tokens=511),
+    "max_tokens beyond the context of a chat": chat("max_tokens=500", "512", max_tokens=500),
     "temperature negative": completion("temperature", "-1", temperature=-1),
     "temperature word": completion("temperature", temperature="hot"),
-    "temperature huge": completion("temperature", "1000000", temperature=1e6),
+    "temperature huge": completion("temperature", "[0, 2]", temperature=2.5),
     "temperature NaN": raw(
         b'{"model": "tiny", "prompt": [5], "max_tokens": 2, "temperature": NaN}', "temperature"
     ),
@@ -200,9 +211,11 @@ PROMPTS: dict[str, Entry] = {
     ),
     "prompt with the mask as text": completion("mask", prompt="fill <|mdm_mask|> in"),
     "prompt too long": completion("512", prompt=[5] * 600),
-    "prompt that leaves no room": completion("512", prompt=[5] * 512),
+    "prompt that leaves no room": completion("max_tokens", prompt=[5] * 512),
     "prompt of a task without decoder": completion("t2v", prompt=[VOCABULARY.t2v, 5]),
-    "image prompt for a text model": completion("t2i", prompt=[VOCABULARY.t2i, 5, VOCABULARY.soi]),
+    "image prompt for a text model": completion(
+        "no image codes", "t2i", prompt=[VOCABULARY.t2i, 5, VOCABULARY.soi]
+    ),
     "one bad prompt among good ones": completion("-1", prompt=[[5], [-1]]),
     "messages missing": (CHATS, {"model": "tiny"}, ["messages"]),
     "messages empty": chat(messages=[]),
@@ -218,7 +231,7 @@ PROMPTS: dict[str, Entry] = {
     "both ways to end a chat": chat(
         "continue_final_message", add_generation_prompt=True, continue_final_message=True
     ),
-    "a chat template of one's own": chat("chat_template", chat_template="{{ 1 }}"),
+    "a chat template of one's own": chat("chat template", chat_template="{{ 1 }}"),
 }
 
 BODIES: dict[str, Entry] = {

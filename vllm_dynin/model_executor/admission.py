@@ -29,7 +29,7 @@ from vllm_dynin.sampling.params import DenoiseParams
 from vllm_dynin.tokens import Vocabulary
 
 if TYPE_CHECKING:
-    from vllm import SamplingParams
+    from vllm import PoolingParams, SamplingParams
     from vllm.config import VllmConfig
     from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
     from vllm.sampling_params import BeamSearchParams
@@ -91,6 +91,32 @@ class Limits:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What a client wrote, before vLLM filled it in, cut it or added to it.
+
+    Args:
+        max_tokens: None where the client stated no length.
+        stop_token_ids: without those of the checkpoint's generation config.
+    """
+
+    max_tokens: int | None = None
+    stop_token_ids: tuple[int, ...] = ()
+
+    @classmethod
+    def by(cls, params: SamplingParams | PoolingParams) -> Asked:
+        """Read it out of the parameters the frontend was called with.
+
+        Those of the HTTP server hold a length in any case; `compat.keep_stated_lengths` left the
+        stated one beside it.
+        """
+        max_tokens = getattr(params, "max_tokens", None)
+        return cls(
+            max_tokens=getattr(params, "_dynin_max_tokens", max_tokens),
+            stop_token_ids=tuple(getattr(params, "stop_token_ids", None) or ()),
+        )
+
+
 def refuse_beam_search(params: SamplingParams | BeamSearchParams) -> None:
     """Refuse vLLM's beam search, which asks for one token after another.
 
@@ -108,14 +134,12 @@ def refuse_beam_search(params: SamplingParams | BeamSearchParams) -> None:
         )
 
 
-def admit_request(
-    request: EngineCoreRequest, stop_token_ids: tuple[int, ...], vllm_config: VllmConfig
-) -> None:
+def admit_request(request: EngineCoreRequest, asked: Asked, vllm_config: VllmConfig) -> None:
     """Check a request the frontend is about to hand to the engine core.
 
     Args:
         request: its sampling parameters are completed in place.
-        stop_token_ids: those the client asked for.
+        asked: what the client wrote.
         vllm_config: of the engine.
 
     Raises:
@@ -128,12 +152,18 @@ def admit_request(
     try:
         if request.resumable:
             raise ValueError("streaming input is not supported; send the whole prompt at once")
+        policy = vllm_config.scheduler_config.policy
+        if request.priority and policy != "priority":
+            raise ValueError(
+                f"priority={request.priority} has no effect here, where scheduling is {policy}; "
+                "leave it out, or start with --scheduling-policy priority"
+            )
         admit(
             request.prompt_token_ids,
             request.sampling_params,
             cast(LLaDAConfig, vllm_config.model_config.hf_config),
             Limits.of(vllm_config),
-            stop_token_ids,
+            asked,
         )
         check_style(request.sampling_params, _speech_folder(vllm_config))
     except ValueError as error:
@@ -145,7 +175,7 @@ def admit(
     params: SamplingParams,
     config: LLaDAConfig,
     limits: Limits,
-    stop_token_ids: tuple[int, ...] = (),
+    asked: Asked,
 ) -> None:
     """Check a request and put its defaults into `params`, in place.
 
@@ -155,7 +185,7 @@ def admit(
             the number of tokens that will come out.
         config: of the checkpoint.
         limits: sizes of the engine.
-        stop_token_ids: those the client asked for, which it gets whatever the rule about EOS is.
+        asked: what the client wrote. Its own stop tokens hold whatever the rule about EOS is.
 
     Raises:
         ValueError: an option cannot be honoured or the request does not fit.
@@ -169,19 +199,24 @@ def admit(
             f"n={params.n} with dynin_report or dynin_trajectory: an output has room for one "
             "report; send the prompt once for each answer, with seeds of their own"
         )
-    if params.max_tokens == limits.max_model_len - len(prompt_ids):
-        # What vLLM fills in where the client states no length. An answer as long as the context
-        # is never meant, and its length changes the answer: every slot is visible as a mask.
+    if asked.max_tokens is not None:
+        params.max_tokens = asked.max_tokens  # vLLM's server has cut it to what fits
+    elif params.max_tokens == limits.max_model_len - len(prompt_ids):
+        # What vLLM fills in where the client states no length (a generation config may state
+        # one). An answer as long as the context is never meant, and its length changes the answer:
+        # every slot is visible as a mask.
         task = options.task or infer_task(prompt_ids, config.vocabulary)
         is_guided = guidance_scale(options, task) > 0
         fits = _room(len(prompt_ids), is_guided, limits)
         params.max_tokens = max(1, min(TASK_DEFAULTS[task].max_tokens, fits))
     canvas = make_plan(plan_request(prompt_ids, params), config).canvas
     _check_size(canvas, limits)
+    _check_logprobs(params, canvas)
     params.max_tokens = canvas.regions[-1].stop
     _apply_stop_rule(params, options, canvas, config.vocabulary)
     ends = params.stop_token_ids or []
-    params.stop_token_ids = [*ends, *(token for token in stop_token_ids if token not in ends)]
+    more = [token for token in asked.stop_token_ids if token not in ends]
+    params.stop_token_ids = [*ends, *more]
 
 
 def plan_request(
@@ -274,6 +309,15 @@ def _apply_stop_rule(
     others = [token for token in params.stop_token_ids or () if token not in ends]
     end = vocabulary.eoa if canvas.regions[-1].decoder is Decoder.SPEECH else vocabulary.eot
     params.stop_token_ids = [*others, end] if stop else others
+
+
+def _check_logprobs(params: SamplingParams, canvas: Canvas) -> None:
+    most = min(region.num_columns for region in canvas.regions)
+    if params.logprobs is not None and not 0 <= params.logprobs <= most:
+        raise ValueError(
+            f"logprobs={params.logprobs} is out of range: an answer of this task has {most} "
+            f"possible tokens; use 0 to {most}"
+        )
 
 
 def _check_size(canvas: Canvas, limits: Limits) -> None:

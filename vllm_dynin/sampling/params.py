@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import enum
 from collections.abc import Mapping
+from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_type_hints
 
 import msgspec
@@ -120,9 +121,11 @@ class DenoiseParams(
             for key, value in (extra_args or {}).items()
             if key.startswith(PREFIX)
         }
-        for name in ours:
+        for name, value in ours.items():
             if name not in cls.__struct_fields__:
                 raise ValueError(_unknown_option(name, cls.__struct_fields__))
+            if name in _flags() and value in (0, 1):
+                ours[name] = bool(value)  # the type of vLLM's `vllm_xargs` makes true a 1
         try:
             params = msgspec.convert(ours, cls)
         except msgspec.ValidationError as error:
@@ -167,6 +170,13 @@ class DenoiseParams(
         self.parse(own)  # constructing a struct checks nothing
         extra = {**(standard.pop("extra_args", None) or {}), **own}
         return SamplingParams(extra_args=extra, **standard)
+
+
+@cache
+def _flags() -> frozenset[str]:
+    """Names of the options that are true or false."""
+    hints = get_type_hints(DenoiseParams)
+    return frozenset(name for name, hint in hints.items() if bool in (hint, *get_args(hint)))
 
 
 def _unknown_option(name: str, known: tuple[str, ...]) -> str:

@@ -38,6 +38,12 @@ def test_an_integer_scale_is_a_scale():
     assert DenoiseParams.parse({"dynin_cfg_scale": 2}).cfg_scale == 2.0
 
 
+@pytest.mark.parametrize(("value", "flag"), [(1, True), (0, False), (1.0, True), (True, True)])
+def test_a_flag_may_arrive_as_a_number(value, flag):
+    """Over HTTP it does: `vllm_xargs` has no booleans."""
+    assert DenoiseParams.parse({"dynin_stop_at_eos": value}).stop_at_eos is flag
+
+
 def test_null_means_the_default():
     assert DenoiseParams.parse({"dynin_steps": None}).steps is None
 
@@ -72,7 +78,8 @@ def test_round_trip():
         ("dynin_remasking", 3, r"dynin_remasking=3 is invalid: expected `str"),
         ("dynin_parity", "exact", r"invalid: use one of 'default', 'reference'"),
         ("dynin_stop_at_eos", "yes", r"dynin_stop_at_eos='yes' is invalid: expected `bool"),
-        ("dynin_stop_at_eos", 1, r"dynin_stop_at_eos=1 is invalid: expected `bool"),
+        ("dynin_stop_at_eos", 2, r"dynin_stop_at_eos=2 is invalid: expected `bool"),
+        ("dynin_stop_at_eos", [1], r"dynin_stop_at_eos=\[1\] is invalid: expected `bool"),
         ("dynin_task", "sing", r"dynin_task='sing' is invalid: use one of 't2t'"),
         ("dynin_stepz", 4, r"unknown option dynin_stepz; did you mean dynin_steps\? options are"),
         ("dynin_", 4, r"unknown option dynin_; options are dynin_task, dynin_steps"),
