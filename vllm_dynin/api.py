@@ -20,6 +20,7 @@ from vllm_dynin.codec_runner import CodecRunner, Place, Sound
 from vllm_dynin.outputs import Part, decode_piece, output_pieces
 from vllm_dynin.planning import PlanRequest, StandardOptions, make_plan
 from vllm_dynin.processors.media import CodecFolders
+from vllm_dynin.processors.placeholders import stand_ins
 from vllm_dynin.processors.thinking import split_thinking
 from vllm_dynin.report import Report, read_report
 from vllm_dynin.requests import Checkpoint, Prompt, Request, TextRequest
@@ -180,10 +181,9 @@ def _named(index: int, request: Request, make: Any) -> Any:
 
 def _check(request: Request, prompt: Prompt, checkpoint: Checkpoint) -> None:
     """Plan a request as the engine will, media aside: here an error can say whose it is."""
+    head = stand_ins(prompt.token_ids, prompt.media, checkpoint.config.vocabulary)
     standard = StandardOptions(max_tokens=request.max_tokens)
-    plan = PlanRequest(
-        prompt_ids=tuple(prompt.token_ids), standard=standard, options=prompt.options
-    )
+    plan = PlanRequest(prompt_ids=head, standard=standard, options=prompt.options)
     make_plan(plan, checkpoint.config)
     if prompt.options.style is not None:
         checkpoint.codecs.check_style(prompt.options.style)
