@@ -143,7 +143,7 @@ def checkpoint_of(llm: LLM, codecs: Place | None = None) -> Checkpoint:
         codecs: as for `generate`.
 
     Raises:
-        ValueError: the checkpoint is not of this family.
+        ValueError: the checkpoint is not of this family, or the worker cannot be asked.
     """
     from vllm_dynin.config import LLaDAConfig
 
@@ -154,15 +154,32 @@ def checkpoint_of(llm: LLM, codecs: Place | None = None) -> Checkpoint:
             f"the engine serves model_type {config.model_type!r}; vllm_dynin.generate is for "
             "llada, mmada and dynin_omni"
         )
+    is_reachable = _has_extension(vllm_config.parallel_config.worker_extension_cls)
     if codecs is None:
-        codecs = "local" if vllm_config.device_config.device_type == "cpu" else "worker"
+        is_cpu = vllm_config.device_config.device_type == "cpu"
+        codecs = "local" if is_cpu or not is_reachable else "worker"
+    if codecs == "worker" and not is_reachable:
+        raise ValueError(
+            "codecs='worker' needs the package's worker extension, but the engine was started with "
+            f"{vllm_config.parallel_config.worker_extension_cls!r}; derive that class from "
+            "MediaWorkerExtension, or use codecs='local'"
+        )
     kept = _CHECKPOINTS.setdefault(llm, {})
     if codecs not in kept:
         folders = CodecFolders.find(vllm_config.model_config.model, config)
-        call = partial(_call, weakref.ref(llm))
+        call = partial(_call, weakref.ref(llm)) if is_reachable else None
         runner = CodecRunner(folders, config.vocabulary, place=codecs, call=call)
         kept[codecs] = Checkpoint(config, llm.get_tokenizer(), folders, runner)
     return kept[codecs]
+
+
+def _has_extension(name: str) -> bool:
+    """Whether the engine's worker extension, by its qualified name, is ours or derived from it."""
+    from vllm.utils.import_utils import resolve_obj_by_qualname
+
+    from vllm_dynin.model_executor.worker_extension import MediaWorkerExtension
+
+    return issubclass(resolve_obj_by_qualname(name), MediaWorkerExtension)
 
 
 def _call(llm: weakref.ref[LLM], method: str, arguments: tuple[Any, ...]) -> Sequence[Any]:
