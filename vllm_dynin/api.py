@@ -20,6 +20,7 @@ from vllm_dynin.codec_runner import CodecRunner, Place, Sound
 from vllm_dynin.outputs import Part, decode_piece, output_pieces
 from vllm_dynin.planning import PlanRequest, StandardOptions, make_plan
 from vllm_dynin.processors.media import CodecFolders
+from vllm_dynin.processors.placeholders import stand_ins
 from vllm_dynin.processors.thinking import split_thinking
 from vllm_dynin.report import Report, read_report
 from vllm_dynin.requests import Checkpoint, Prompt, Request, TextRequest
@@ -142,7 +143,7 @@ def checkpoint_of(llm: LLM, codecs: Place | None = None) -> Checkpoint:
         codecs: as for `generate`.
 
     Raises:
-        ValueError: the checkpoint is not of this family.
+        ValueError: the checkpoint is not of this family, or the worker cannot be asked.
     """
     from vllm_dynin.config import LLaDAConfig
 
@@ -153,15 +154,32 @@ def checkpoint_of(llm: LLM, codecs: Place | None = None) -> Checkpoint:
             f"the engine serves model_type {config.model_type!r}; vllm_dynin.generate is for "
             "llada, mmada and dynin_omni"
         )
+    is_reachable = _has_extension(vllm_config.parallel_config.worker_extension_cls)
     if codecs is None:
-        codecs = "local" if vllm_config.device_config.device_type == "cpu" else "worker"
+        is_cpu = vllm_config.device_config.device_type == "cpu"
+        codecs = "local" if is_cpu or not is_reachable else "worker"
+    if codecs == "worker" and not is_reachable:
+        raise ValueError(
+            "codecs='worker' needs the package's worker extension, but the engine was started with "
+            f"{vllm_config.parallel_config.worker_extension_cls!r}; derive that class from "
+            "MediaWorkerExtension, or use codecs='local'"
+        )
     kept = _CHECKPOINTS.setdefault(llm, {})
     if codecs not in kept:
         folders = CodecFolders.find(vllm_config.model_config.model, config)
-        call = partial(_call, weakref.ref(llm))
+        call = partial(_call, weakref.ref(llm)) if is_reachable else None
         runner = CodecRunner(folders, config.vocabulary, place=codecs, call=call)
         kept[codecs] = Checkpoint(config, llm.get_tokenizer(), folders, runner)
     return kept[codecs]
+
+
+def _has_extension(name: str) -> bool:
+    """Whether the engine's worker extension, by its qualified name, is ours or derived from it."""
+    from vllm.utils.import_utils import resolve_obj_by_qualname
+
+    from vllm_dynin.model_executor.worker_extension import MediaWorkerExtension
+
+    return issubclass(resolve_obj_by_qualname(name), MediaWorkerExtension)
 
 
 def _call(llm: weakref.ref[LLM], method: str, arguments: tuple[Any, ...]) -> Sequence[Any]:
@@ -180,10 +198,9 @@ def _named(index: int, request: Request, make: Any) -> Any:
 
 def _check(request: Request, prompt: Prompt, checkpoint: Checkpoint) -> None:
     """Plan a request as the engine will, media aside: here an error can say whose it is."""
+    head = stand_ins(prompt.token_ids, prompt.media, checkpoint.config.vocabulary)
     standard = StandardOptions(max_tokens=request.max_tokens)
-    plan = PlanRequest(
-        prompt_ids=tuple(prompt.token_ids), standard=standard, options=prompt.options
-    )
+    plan = PlanRequest(prompt_ids=head, standard=standard, options=prompt.options)
     make_plan(plan, checkpoint.config)
     if prompt.options.style is not None:
         checkpoint.codecs.check_style(prompt.options.style)

@@ -138,7 +138,12 @@ class CodecRunner:
         Raises:
             ValueError: it is not kept any more, or there is no way to the workers.
         """
-        steps = None if self._call is None else self._ask("dynin_take_trajectory", name)
+        if self._call is None:
+            raise ValueError(
+                "trajectories are kept by the package's worker extension; start the engine without "
+                "a worker_extension_cls of your own, or derive it from MediaWorkerExtension"
+            )
+        steps = self._ask("dynin_take_trajectory", name)
         if steps is None:
             raise ValueError(
                 f"the worker does not keep trajectory {name!r}: it was fetched before, or more "

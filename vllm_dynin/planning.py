@@ -184,8 +184,6 @@ _BY_OUTPUT = {
 
 
 def _refuse_foreign(options: DenoiseParams, task: Task) -> None:
-    if options.style is not None:
-        parse_style(options.style)
     output = DIRECTIONS[task].output
     is_mixed = task is Task.TEXT_IMAGE_TO_TEXT_IMAGE
     for kind, names in _BY_OUTPUT.items():
@@ -207,12 +205,12 @@ def _refuse_foreign(options: DenoiseParams, task: Task) -> None:
             f"dynin_block_length={options.block_length}: an image is decoded as a whole; "
             "leave it out"
         )
+    if options.style is not None:
+        parse_style(options.style)
 
 
 def _refuse_idle(options: DenoiseParams, task: Task, scale: float) -> None:
     """Refuse what would be ignored, and a style that does not exist."""
-    if options.style is not None:
-        parse_style(options.style)
     if options.uncond_prompt_token_ids is not None and scale == 0:
         raise ValueError(
             f"dynin_uncond_prompt_token_ids with guidance off ({task.value} has s = 0 here); set "
@@ -223,6 +221,8 @@ def _refuse_idle(options: DenoiseParams, task: Task, scale: float) -> None:
             f"dynin_max_duration={options.max_duration} beside dynin_target_token_ids, whose "
             "number is the length; give one of them"
         )
+    if options.style is not None:
+        parse_style(options.style)
 
 
 def _region_options(

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers.engines import start_llm
+from helpers.engines import DEFAULTS, environment, start_llm
 from PIL import Image
 from vllm import LLM
 from vllm.exceptions import VLLMValidationError
@@ -310,9 +310,13 @@ def test_engine_in_another_process(llm, folder, photo) -> None:
         dynin.TextToSpeech("hi", max_tokens=24, seed=2, options=DenoiseParams(steps=2)),
     ]
     here = dynin.generate(llm, requests, use_tqdm=False)
-    options = ENGINE | {"num_gpu_blocks_override": 300}
-    with start_llm(folder, in_process=False, **options) as other:
+    options = DEFAULTS | ENGINE | {"num_gpu_blocks_override": 300}
+    with environment(VLLM_ENABLE_V1_MULTIPROCESSING="1"):
+        other = LLM(str(folder), **options)
+    try:
         there = dynin.generate(other, requests, use_tqdm=False, codecs="worker")
+    finally:
+        other.llm_engine.engine_core.shutdown()
     for mine, theirs in itertools.zip_longest(here, there):
         assert mine.token_ids == theirs.token_ids
         assert [as_array(part) for part in mine.parts] == [as_array(part) for part in theirs.parts]

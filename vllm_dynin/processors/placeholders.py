@@ -6,8 +6,9 @@ worker puts the codes there (`multimodal.py`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from vllm_dynin.processors.assemble import expand_media
 from vllm_dynin.tokens import Vocabulary
 
 STAND_IN = (0,)
@@ -33,3 +34,26 @@ def empty_media(
         if (ids[index], ids[index + 1]) == (v.soi, v.eoi):
             swapped[index : index + 2] = [v.sov, v.eov]
     return swapped
+
+
+def stand_ins(
+    head_ids: Sequence[int], media: Mapping[str, Sequence[object]], vocabulary: Vocabulary
+) -> tuple[int, ...]:
+    """A head with one code in the place of each medium: enough to plan its request with.
+
+    Args:
+        head_ids: with placeholders.
+        media: items by vLLM's modality; their number alone counts.
+        vocabulary: the id layout.
+
+    Raises:
+        ValueError: as many media as placeholders are needed.
+    """
+    count = {kind: [STAND_IN] * len(items) for kind, items in media.items()}
+    return expand_media(
+        head_ids,
+        vocabulary,
+        images=count.get("image", ()),
+        videos=count.get("video", ()),
+        speech=count.get("audio", ()),
+    )
