@@ -52,29 +52,34 @@ class MaskedDiffusionSampler:
     ) -> SamplerOutput:
         """Run one denoising step for every denoising request.
 
-        `num_rejected` is always the whole query: the device-side count of computed tokens stays 0,
-        so the next step computes every row again.
+        `num_rejected` is the whole query: the device-side count of computed tokens stays where it
+        is, so the next step computes the same rows again. The exception is the step after which
+        the rows of a constant second stream count as computed.
         """
         committed: dict[int, Tensor] = {}
         logprobs: dict[int, RowLogprobs] = {}
+        computed: dict[int, int] = {}
         if isinstance(logits, StepLogits):
             for number in logits.order:
                 request = self._state.denoising[number]
                 slot, decoder = request.slot, request.slot.decoder
                 slot.step(request.wanted, partial(logits.rows, number))
+                if slot.keep_unconditional(logits.hidden_TD, request.first):
+                    computed[request.row] = slot.num_skipped
                 first, stop = slot.num_emitted, decoder.num_committed
                 if stop > first:
                     committed[request.row] = decoder.ids[first:stop]
                     if (found := decoder.logprobs(first, stop)) is not None:
                         logprobs[request.row] = found
                     slot.num_emitted = stop
-        return self._output(input_batch, committed, logprobs)
+        return self._output(input_batch, committed, logprobs, computed)
 
     def _output(
         self,
         batch: InputBatch,
         committed: dict[int, Tensor],
         logprobs: dict[int, RowLogprobs],
+        computed: dict[int, int],
     ) -> SamplerOutput:
         device = self._state.device
         counts = np.zeros((2, batch.num_reqs), dtype=np.int32)
@@ -84,6 +89,8 @@ class MaskedDiffusionSampler:
             sampled[row, : len(ids)] = ids
             counts[0, row] = len(ids)
         counts[1] = np.diff(batch.query_start_loc_np[: batch.num_reqs + 1])
+        for row, count in computed.items():
+            counts[1, row] -= count
         num_sampled, num_rejected = torch.from_numpy(counts).to(device, non_blocking=True)
         return SamplerOutput(
             sampled_token_ids=sampled,

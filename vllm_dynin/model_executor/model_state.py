@@ -138,9 +138,9 @@ class MaskedDiffusionState(ModelState):
         """
         self.denoising = list(self._denoising_requests(input_batch))
         for request in self.denoising:
-            rows = slice(request.first, request.first + request.slot.layout.num_rows)
+            rows = slice(request.first, request.first + request.slot.num_rows)
             input_batch.input_ids[rows] = request.slot.ids()
-            input_batch.positions[rows] = request.slot.positions
+            input_batch.positions[rows] = request.slot.positions()
         self.model.wanted = [
             request.slot.wanted_rows(request.wanted, request.first) for request in self.denoising
         ]
@@ -154,7 +154,7 @@ class MaskedDiffusionState(ModelState):
             if slot is None:
                 continue
             first, stop = batch.query_start_loc_np[row : row + 2].tolist()
-            assert stop - first >= slot.layout.num_rows, "a denoising step was cut"
+            assert stop - first >= slot.num_rows, "a denoising step was cut"
             yield DenoisingRequest(row, slot, first, slot.decoder.wanted())
 
     def prepare_attn(
@@ -179,15 +179,15 @@ class MaskedDiffusionState(ModelState):
                 sequences.add(row, stop, stop - first)
                 continue
             layout = slot.layout
-            if layout.unconditional_stop:
+            if slot.num_skipped == 0 and layout.unconditional_stop:
                 sequences.add(row, first + layout.unconditional_stop, layout.unconditional_stop)
-            if layout.conditional_start > layout.unconditional_stop:
+            if slot.num_skipped == 0 and layout.conditional_start > layout.unconditional_stop:
                 # padding: computed, because it is scheduled; never read
                 sequences.add(row, first + layout.conditional_start, layout.conditional_start)
             length = layout.num_rows - layout.conditional_start
             shift = layout.conditional_start // self._table_unit
-            sequences.add(row, first + layout.num_rows, length, shift)
-            if first + layout.num_rows < stop:
+            sequences.add(row, first + slot.num_rows, length, shift)
+            if first + slot.num_rows < stop:
                 # stand-ins of a medium that has fewer codes than were planned for
                 sequences.add(row, stop, stop - first)
         starts = torch.tensor(sequences.bounds, dtype=torch.int32)

@@ -16,16 +16,14 @@ class ReportBook:
 
     def __init__(self) -> None:
         self._reports: dict[str, Report] = {}
-        self._num_streams: dict[str, int] = {}
         self._arrived: dict[str, float] = {}
         self._started: dict[str, float] = {}
 
-    def open(self, request_id: str, options: DenoiseParams, num_streams: int) -> None:
+    def open(self, request_id: str, options: DenoiseParams) -> None:
         """Start counting for a request, if its options ask for it."""
         if options.report or options.trajectory:
             name = request_id if options.trajectory else None
             self._reports[request_id] = Report(trajectory=name)
-            self._num_streams[request_id] = num_streams
             self._arrived[request_id] = time.monotonic()
 
     def start(self, request_id: str) -> None:
@@ -33,11 +31,11 @@ class ReportBook:
         if request_id in self._reports:
             self._started.setdefault(request_id, time.monotonic())
 
-    def count(self, request_id: str) -> None:
-        """Count one denoising step."""
+    def count(self, request_id: str, num_streams: int) -> None:
+        """Count one denoising step, and the streams that went through the model in it."""
         if (report := self._reports.get(request_id)) is not None:
             report.steps += 1
-            report.forwards += self._num_streams[request_id]
+            report.forwards += num_streams
 
     def parameters(self, request_id: str) -> dict[str, Any] | None:
         """The report so far, as `kv_transfer_params`; None where none was asked for."""
@@ -52,6 +50,6 @@ class ReportBook:
     def close(self, request_id: str) -> dict[str, Any] | None:
         """The final report; the request is forgotten."""
         parameters = self.parameters(request_id)
-        for book in (self._reports, self._num_streams, self._arrived, self._started):
+        for book in (self._reports, self._arrived, self._started):
             book.pop(request_id, None)
         return parameters

@@ -8,6 +8,9 @@ memory accounting, preemption and abort need no pairing of requests:
 The conditional part starts on a KV-block boundary, so that its block table is the tail of the
 request's. vLLM sees everything before the last canvas as the prompt, and the canvas as draft
 tokens; the ids and positions of all rows are ours to write (model_state.py).
+
+A second stream that never changes is computed in the first denoising step alone: its hidden states
+are kept, and later steps start at the conditional part.
 """
 
 from __future__ import annotations
@@ -44,13 +47,22 @@ class RowLayout:
         return self.canvas + self.num_slots
 
     @classmethod
-    def of(cls, canvas: Canvas, block_size: int) -> RowLayout:
-        """Lay a canvas out for KV blocks of `block_size` rows."""
+    def of(cls, canvas: Canvas, block_size: int, *, conditional_start: int = 0) -> RowLayout:
+        """Lay a canvas out for KV blocks of `block_size` rows.
+
+        Args:
+            canvas: what is laid out.
+            block_size: rows of a KV block.
+            conditional_start: least row for the conditional stream to start at, on a block
+                boundary. (Where media have fewer codes than were planned for, it stays where the
+                scheduler put it.)
+        """
         unconditional_canvas = unconditional_stop = 0
         if canvas.unconditional is not None:
             unconditional_canvas = len(canvas.unconditional.stream.ids)
             unconditional_stop = unconditional_canvas + canvas.num_slots
-        conditional_start = -(-unconditional_stop // block_size) * block_size
+        behind = -(-unconditional_stop // block_size) * block_size
+        conditional_start = max(behind, conditional_start)
         return cls(
             num_slots=canvas.num_slots,
             unconditional_canvas=unconditional_canvas,

@@ -35,8 +35,12 @@ class MaskedDiffusionScheduler(Scheduler):
         self.num_sampled_tokens_per_step = 0
         self._config = cast(LLaDAConfig, self.vllm_config.model_config.hf_config)
         self._num_slots: dict[str, int] = {}
+        self._num_streams: dict[str, int] = {}
         self._media: dict[str, list[MultiModalFeatureSpec]] = {}
         self._last_step: dict[str, int] = {}
+        # Rows of a second stream that never changes, and the requests for which it is computed.
+        self._constant_rows: dict[str, int] = {}
+        self._is_computed: set[str] = set()
         self._reports = ReportBook()
 
     def add_request(self, request: Request) -> None:
@@ -63,8 +67,10 @@ class MaskedDiffusionScheduler(Scheduler):
             _moved(feature, layout.conditional_start) for feature in request.mm_features
         ]
         self._num_slots[request.request_id] = canvas.num_slots
-        num_streams = 1 if canvas.unconditional is None else 2
-        self._reports.open(request.request_id, planned.options, num_streams)
+        self._num_streams[request.request_id] = 1 if canvas.unconditional is None else 2
+        if canvas.is_unconditional_constant:
+            self._constant_rows[request.request_id] = layout.conditional_start
+        self._reports.open(request.request_id, planned.options)
         super().add_request(request)
 
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
@@ -77,22 +83,29 @@ class MaskedDiffusionScheduler(Scheduler):
         budget = self.max_num_scheduled_tokens
         for request in sorted(denoising, key=lambda request: self._last_step[request.request_id]):
             undecided = self._num_slots[request.request_id] - request.num_output_tokens
-            num_rows = request.num_tokens + undecided
+            skipped = self._skipped(request.request_id)
+            num_rows = request.num_tokens + undecided - skipped
             if num_rows > budget:
                 # The base class would cut it to what is left. `current_step + 2` skips this step
                 # alone, because `schedule` advances the count before it looks.
                 request.next_decode_eligible_step = self.current_step + 2
                 continue
             budget -= num_rows
-            request.num_computed_tokens = 0
+            request.num_computed_tokens = skipped
             request.spec_token_ids = [0] * undecided
             self._last_step[request.request_id] = self.current_step
         output = super().schedule(throttle_prefills)
         for request_id in output.num_scheduled_tokens:
             self._reports.start(request_id)
         for request_id in output.scheduled_spec_decode_tokens:
-            self._reports.count(request_id)
+            is_skipped = self._skipped(request_id) > 0
+            self._reports.count(request_id, 1 if is_skipped else self._num_streams[request_id])
+            self._is_computed.add(request_id)
         return output
+
+    def _skipped(self, request_id: str) -> int:
+        """Rows of a request, from its first on, that a denoising step need not compute."""
+        return self._constant_rows.get(request_id, 0) if request_id in self._is_computed else 0
 
     def update_from_output(self, *args: Any, **kwargs: Any) -> dict[int, EngineCoreOutputs]:
         """Send the report so far along with the tokens of a request that goes on."""
@@ -110,13 +123,17 @@ class MaskedDiffusionScheduler(Scheduler):
     def _preempt_request(self, request: Request, *args: Any, **kwargs: Any) -> None:
         """A preempted request starts over with a prompt pass."""
         self._last_step.pop(request.request_id, None)
+        self._is_computed.discard(request.request_id)
         request.mm_features = self._media[request.request_id]
         super()._preempt_request(request, *args, **kwargs)
 
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
         """Forget a finished request; its report goes where a KV transfer would be announced."""
         self._last_step.pop(request.request_id, None)
+        self._is_computed.discard(request.request_id)
         self._num_slots.pop(request.request_id, None)
+        self._num_streams.pop(request.request_id, None)
+        self._constant_rows.pop(request.request_id, None)
         self._media.pop(request.request_id, None)
         kv_parameters, encoder_parameters = super()._free_request(request, *args, **kwargs)
         assert kv_parameters is None  # KV transfer is refused at start-up

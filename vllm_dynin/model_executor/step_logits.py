@@ -24,6 +24,7 @@ class WantedRows:
         rows: int64 [R], rows of the step's hidden states, conditional stream.
         columns: allowed ids.
         unconditional_rows: int64 [R], the same slots in the second stream; None without guidance.
+        unconditional_RD: hidden states of those slots instead, where an earlier step computed them.
         guidance_scale: s.
         form: how the streams are combined.
     """
@@ -31,15 +32,31 @@ class WantedRows:
     rows: Tensor
     columns: Columns
     unconditional_rows: Tensor | None = None
+    unconditional_RD: Tensor | None = None
     guidance_scale: float = 0.0
     form: GuidanceForm = GuidanceForm.DELTA
 
     @property
-    def all_rows(self) -> Tensor:
-        """Rows of both streams, conditional first."""
-        if self.unconditional_rows is None:
-            return self.rows
-        return torch.cat([self.rows, self.unconditional_rows])
+    def is_guided(self) -> bool:
+        """Whether there is a second stream."""
+        return self.unconditional_rows is not None or self.unconditional_RD is not None
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of both streams."""
+        return len(self.rows) * (2 if self.is_guided else 1)
+
+    def unconditional(self, hidden_TD: Tensor) -> Tensor:
+        """Hidden states [R, D] of the second stream, given those of the step."""
+        if self.unconditional_RD is not None:
+            return self.unconditional_RD
+        return hidden_TD[self.unconditional_rows]
+
+    def hidden(self, hidden_TD: Tensor) -> Tensor:
+        """Hidden states [num_rows, D] of both streams, conditional first."""
+        if not self.is_guided:
+            return hidden_TD[self.rows]
+        return torch.cat([hidden_TD[self.rows], self.unconditional(hidden_TD)])
 
 
 class StepLogits:
@@ -60,7 +77,7 @@ class StepLogits:
     """Logits held at a time (128 MiB in bfloat16): 484 rows of the whole 138,752 columns."""
 
     def __init__(self, head: RestrictedHead, hidden_TD: Tensor, wanted: list[WantedRows]) -> None:
-        self._head, self._hidden_TD, self._wanted = head, hidden_TD, wanted
+        self._head, self.hidden_TD, self._wanted = head, hidden_TD, wanted
         self._computed: dict[int, Tensor] = {}
         groups = list(self._groups())
         self._group_of = {request: group for group in groups for request in group}
@@ -80,28 +97,30 @@ class StepLogits:
         """
         if request in self._group_of and request not in self._computed:
             self._compute(self._group_of[request])
-        wanted = self._wanted[request]
-        conditional = self._stream(request, wanted.rows, 0, first, stop)
-        if wanted.unconditional_rows is None:
+        wanted, columns = self._wanted[request], self._wanted[request].columns
+        computed = self._computed.get(request)
+        if computed is not None:
+            conditional = computed[first:stop]
+        else:
+            conditional = self._head(self.hidden_TD[wanted.rows[first:stop]], columns)
+        if not wanted.is_guided:
             return conditional
-        offset = len(wanted.rows)
-        unconditional = self._stream(request, wanted.unconditional_rows, offset, first, stop)
+        if computed is not None:
+            offset = len(wanted.rows)
+            unconditional = computed[offset + first : offset + stop]
+        else:
+            hidden = wanted.unconditional(self.hidden_TD)[first:stop]
+            unconditional = self._head(hidden, columns)
         return guide(conditional, unconditional, wanted.guidance_scale, wanted.form)
 
     def _compute(self, group: list[int]) -> None:
         """Multiply a group's rows by the head, in the place of the previous group's."""
         self._computed = {}
-        all_rows = [self._wanted[request].all_rows for request in group]
-        columns = self._wanted[group[0]].columns
-        logits = self._head(self._hidden_TD[torch.cat(all_rows)], columns)
-        parts = logits.split([len(rows) for rows in all_rows])
+        requests = [self._wanted[request] for request in group]
+        hidden = torch.cat([wanted.hidden(self.hidden_TD) for wanted in requests])
+        logits = self._head(hidden, requests[0].columns)
+        parts = logits.split([wanted.num_rows for wanted in requests])
         self._computed = dict(zip(group, parts, strict=True))
-
-    def _stream(self, request: int, rows: Tensor, offset: int, first: int, stop: int) -> Tensor:
-        computed = self._computed.get(request)
-        if computed is not None:
-            return computed[offset + first : offset + stop]
-        return self._head(self._hidden_TD[rows[first:stop]], self._wanted[request].columns)
 
     def _groups(self) -> Iterator[list[int]]:
         """Requests to multiply together: same columns, few enough rows."""
@@ -111,7 +130,7 @@ class StepLogits:
         for columns, requests in by_columns.items():
             group, num_rows = list[int](), 0
             for request in requests:
-                size = len(self._wanted[request].all_rows)
+                size = self._wanted[request].num_rows
                 if size > self.max_rows(columns):
                     continue  # read tile by tile
                 if num_rows + size > self.max_rows(columns):
