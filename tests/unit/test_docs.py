@@ -45,6 +45,13 @@ def test_requests_in_snippets_can_be_made(snippet) -> None:
     assert names <= set(dir(vllm_dynin))
 
 
+def test_every_exported_name_is_there() -> None:
+    for name in vllm_dynin._EXPORTS:
+        assert getattr(vllm_dynin, name).__name__ == name
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        _ = vllm_dynin.Nothing
+
+
 def test_every_exported_request_is_documented() -> None:
     assert len(SNIPPETS) >= 4
     missing = [name for name in vllm_dynin._REQUESTS if f"dynin.{name}(" not in PAGE]

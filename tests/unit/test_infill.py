@@ -96,6 +96,11 @@ def test_speech_span_at_the_edges() -> None:
     assert speech_targets(units, 0.2, 0.4)[:2] == (V.speech.start + 1, V.speech.start + 2)
 
 
+def test_span_without_units() -> None:
+    with pytest.raises(ValueError, match="num_units=0"):
+        speech_targets([1, 2, 3, 4], 0.1, 0.3, num_units=0)
+
+
 @pytest.mark.parametrize(("start", "stop"), [(-0.1, 0.2), (0.2, 0.2), (0.3, 0.2), (0.1, 0.5)])
 def test_span_outside_the_recording(start, stop) -> None:
     with pytest.raises(ValueError, match=r"not inside the recording of 0\.40 s"):

@@ -219,6 +219,11 @@ def test_text_between_known_text(checkpoint) -> None:
     assert options.stop_at_eos is False  # an EOS in the gap must not cut off what follows
 
 
+def test_gap_without_tokens() -> None:
+    with pytest.raises(ValueError, match="at least one token"):
+        R.Gap(0)
+
+
 def test_speech_between_known_speech(checkpoint, recording) -> None:
     request = R.FillSpeech(recording, "hi", 0.5, 1.5, num_units=4)
     options = request.prompt(checkpoint).options

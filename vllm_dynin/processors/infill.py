@@ -112,7 +112,7 @@ def speech_targets(
         The collapsed units before the span, masks, the collapsed units behind it, end of audio.
 
     Raises:
-        ValueError: the span is not inside the recording, or a unit is out of range.
+        ValueError: the span is not inside the recording, gets no unit, or a unit is out of range.
     """
     seconds = len(units) / units_per_second
     if not 0 <= start < stop <= seconds:
@@ -120,6 +120,8 @@ def speech_targets(
             f"the span {start:g}..{stop:g} s is not inside the recording of {seconds:.2f} s; "
             "give seconds with 0 <= start < stop <= its duration"
         )
+    if num_units is not None and num_units < 1:
+        raise ValueError(f"num_units={num_units}: the span needs at least one unit")
     first, last = round(start * units_per_second), max(1, round(stop * units_per_second))
     count = len(_collapsed(units[first:last])) if num_units is None else num_units
     return (

@@ -93,10 +93,17 @@ class Gap:
     """Tokens to fill in, for `FillText`.
 
     Args:
-        num_tokens: how many.
+        num_tokens: how many, at least 1.
+
+    Raises:
+        ValueError: fewer.
     """
 
     num_tokens: int
+
+    def __post_init__(self) -> None:
+        if self.num_tokens < 1:
+            raise ValueError(f"Gap({self.num_tokens}): a gap has at least one token")
 
 
 @dataclass(frozen=True)
