@@ -5,6 +5,7 @@ import torch
 from helpers.omni_mix import Heads, case_of, decode, expected, run, tokens_of
 
 from vllm_dynin.canvas import Task
+from vllm_dynin.report import REPORT
 from vllm_dynin.tokens import DYNIN_OMNI as V
 
 TASKS = (Task.TEXT_TO_IMAGE, Task.TEXT_TO_SPEECH, Task.TEXT_IMAGE_TO_TEXT_IMAGE)
@@ -71,6 +72,16 @@ def test_codes_have_no_text(omni, omni_reference):
         known = [token for token in answer.token_ids if token < V.num_text_pieces]
         assert len(answer.text) <= sum(len(f"filler{token}") for token in known)
         assert answer.finish_reason == "length"
+
+
+@pytest.mark.parametrize("task", [Task.TEXT_TO_IMAGE, Task.IMAGE_TO_IMAGE])
+@pytest.mark.parametrize("parity", ["default", "reference"])
+def test_the_requested_steps_are_run(omni, omni_reference, task, parity):
+    """The original edits in 64 steps whatever it is asked for."""
+    head = Heads(omni_reference.config, 33).head(task)
+    options = {"steps": 7, "parity": parity, "report": True, "resolution": 64}
+    (output,) = run(omni, [case_of(head, options, temperature=1.0, seed=1)])
+    assert output.kv_transfer_params[REPORT]["steps"] == 7
 
 
 def test_usage_counts_the_conditional_prompt(omni, omni_reference):
