@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -10,7 +11,7 @@ from safetensors.torch import save_file
 from vllm_dynin.processors.codecs.convert import convert
 from vllm_dynin.processors.codecs.emova_speech import DROPPED, our_name
 from vllm_dynin.processors.codecs.loading import fold_weight_norm
-from vllm_dynin.processors.codecs.speech import SpeechCodec
+from vllm_dynin.processors.codecs.speech import TOY_SPEECH_DIRECTORY, SpeechCodec
 from vllm_dynin.processors.codecs.speech_to_units import SpeechToUnits, SpeechToUnitsConfig
 from vllm_dynin.processors.codecs.units_to_speech import UnitsToSpeech, UnitsToSpeechConfig
 
@@ -353,24 +354,31 @@ def test_wrong_configs(tmp_path, entries, message):
         SpeechCodec.from_pretrained(write(tmp_path, checkpoint(), {**CONFIG, **entries}))
 
 
-def test_parameters_are_float32_whatever_the_default(tmp_path):
-    write(
-        tmp_path,
-        {k: t.bfloat16() if t.ndim > 1 and "fb" not in k else t for k, t in checkpoint().items()},
-    )
+def test_the_default_dtype_does_not_matter(tmp_path):
+    """Float32 parameters and the same results under vLLM's bfloat16, from bfloat16 files too."""
+    half = {k: t.bfloat16() if t.ndim > 1 and "fb" not in k else t for k, t in checkpoint().items()}
+    write(tmp_path, half)
+    sound = torch.sin(torch.arange(16_000, dtype=torch.float32) ** 1.2 * 0.05)
+
+    def run():
+        results = []
+        for directory in (tmp_path, TOY_SPEECH_DIRECTORY):
+            codec = SpeechCodec.from_pretrained(directory)
+            state = codec.backend.state_dict().values()
+            assert {t.dtype for t in state if t.is_floating_point()} == {torch.float32}
+            units = codec.encode(sound, 16_000)
+            results += [units, codec.decode(units[:20], seed=0)[0]]
+        return results
+
+    expected = run()
     torch.set_default_dtype(torch.bfloat16)
     try:
-        codec = SpeechCodec.from_pretrained(tmp_path)
-        toy = SpeechCodec.from_pretrained()
-        sound = torch.sin(torch.arange(8000, dtype=torch.float32))
-        waveform, _ = codec.decode(codec.encode(sound, 16000), seed=0)
-        spoken, _ = toy.decode(toy.encode(sound, 16000), seed=0)
+        found = run()
     finally:
         torch.set_default_dtype(torch.float32)
-    for backend in (codec.backend, toy.backend):
-        dtypes = {t.dtype for t in backend.state_dict().values() if t.is_floating_point()}
-        assert dtypes == {torch.float32}
-    assert waveform.dtype == spoken.dtype == "float32"
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert found[1].dtype == found[3].dtype == np.float32
 
 
 def test_own_style_table(tmp_path):

@@ -12,13 +12,13 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vllm_dynin.processors.codecs.loading import load_exact
+from vllm_dynin.processors.codecs.precision import full_float32
 from vllm_dynin.processors.codecs.speech_features import LogMelConfig
 from vllm_dynin.processors.codecs.speech_to_units import SpeechToUnits, SpeechToUnitsConfig
 from vllm_dynin.processors.codecs.spiral import SpiralConfig
@@ -140,7 +140,7 @@ class EmovaSpeech(nn.Module):
 
     def raw_units(self, waveform: Tensor) -> Tensor:
         """See `SpeechBackend`."""
-        with exact_float32():
+        with full_float32(self.device):
             return self.s2u([waveform.to(self.device)])[0].cpu()
 
     def stream(
@@ -163,23 +163,6 @@ class EmovaSpeech(nn.Module):
         )
         for piece in pieces:
             yield piece.float().cpu()
-
-
-@contextmanager
-def exact_float32() -> Iterator[None]:
-    """Keep TF32 out of CUDA products: the encoder ends in thresholds, and units would move."""
-    matmul = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
-    try:
-        with torch.backends.cudnn.flags(
-            enabled=torch.backends.cudnn.enabled,
-            benchmark=torch.backends.cudnn.benchmark,
-            deterministic=torch.backends.cudnn.deterministic,
-            allow_tf32=False,
-        ):
-            yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = matmul
 
 
 def _check_quantizer(tensors: Mapping[str, Tensor], levels: tuple[int, ...]) -> None:

@@ -10,8 +10,7 @@ Shape legend: B batch, K bits, H × W pixels, h × w = H/patch × W/patch codes,
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from vllm_dynin.processors.codecs.loading import (
 )
 from vllm_dynin.processors.codecs.magvit import Magvit, MagvitConfig
 from vllm_dynin.processors.codecs.patch_threshold import PatchThreshold, PatchThresholdConfig
+from vllm_dynin.processors.codecs.precision import full_float32
 
 CodecConfig = MagvitConfig | PatchThresholdConfig
 CodecNetwork = Magvit | PatchThreshold
@@ -198,7 +198,7 @@ class ImageCodec:
         if not pixels_B3HW.is_floating_point():
             raise ValueError(f"pixels of {pixels_B3HW.dtype} must be float in [-1, 1]")
         self.grid(pixels_B3HW.shape[2], pixels_B3HW.shape[3])
-        with _full_float32(self.device):
+        with full_float32(self.device):
             return [
                 self.network.encoder(
                     part.to(self.device, torch.float32, memory_format=self._memory_format)
@@ -291,30 +291,3 @@ def _parse_config(fields: dict[str, Any], directory: Path) -> CodecConfig:
         return _NETWORKS[kind].config_class.from_dict(fields)
     except TypeError as error:
         raise ValueError(f"{directory}: config.json does not describe a {kind}: {error}") from error
-
-
-@contextmanager
-def _full_float32(device: torch.device) -> Iterator[None]:
-    """Keep float32 at full precision inside, then put the caller's settings back.
-
-    TF32 (on by default for cuDNN's convolutions) and the reduced modes of oneDNN move latents
-    across the quantiser's threshold.
-    NOTE: the settings are the process's; another thread's float32 work is slower meanwhile, not
-    wrong.
-    """
-    backends: Any = torch.backends  # the stubs lack the precision knobs
-    knobs = (
-        backends.cuda.matmul,
-        backends.cudnn.conv,
-        backends.mkldnn.matmul,
-        backends.mkldnn.conv,
-    )
-    previous = [knob.fp32_precision for knob in knobs]
-    try:
-        for knob in knobs:
-            knob.fp32_precision = "ieee"
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        for knob, value in zip(knobs, previous, strict=True):
-            knob.fp32_precision = value

@@ -211,7 +211,7 @@ class ToySpeech(nn.Module):
         rows = self._trajectories(units)
         owner = torch.repeat_interleave(torch.arange(len(units)), frames)
         start = F.pad(frames.cumsum(0), (1, 0))[:-1]
-        within = (torch.arange(len(owner)) - start[owner] + 0.5) / frames[owner]
+        within = ((torch.arange(len(owner)) - start[owner]).float() + 0.5) / frames[owner]
         place = (within * POINTS - 0.5).clamp(0, POINTS - 1)
         low = place.long().clamp(max=POINTS - 2)
         both = torch.cat([self.envelope, self.voicing[..., None]], dim=-1)[rows]
@@ -258,7 +258,9 @@ class ToySpeech(nn.Module):
             )
         envelope, voicing = self.tracks(units, frames)
         warp, gender_pitch = _GENDERS[style.gender]
-        fall = _PITCH_START - _PITCH_FALL * torch.linspace(0.0, 1.0, len(voicing))
+        fall = _PITCH_START - _PITCH_FALL * torch.linspace(
+            0.0, 1.0, len(voicing), dtype=torch.float32
+        )
         hz = self.pitch_hz * gender_pitch * _PITCH_FACTORS[style.pitch] * fall
         yield from vocode(envelope, voicing, hz, generator, warp)
 

@@ -1,5 +1,7 @@
 """Harmonics plus shaped noise: the vocoder of the toy speech codec.
 
+All tensors are float32, whatever torch's default dtype is (vLLM sets bfloat16).
+
 Shapes: T frames of 10 ms, K mel bands, F frequencies.
 """
 
@@ -45,15 +47,17 @@ def vocode(
     """
     num_frames, hz_T = len(hz_T), hz_T.clamp_min(_MIN_HZ)
     phase = 0.0
-    window = torch.hann_window(_NOISE_FFT).sqrt()
-    before = torch.zeros(HOP)  # noise that the next block's first window also covers
-    tail = torch.zeros(HOP)
+    window = torch.hann_window(_NOISE_FFT, dtype=torch.float32).sqrt()
+    before = torch.zeros(
+        HOP, dtype=torch.float32
+    )  # noise that the next block's first window also covers
+    tail = torch.zeros(HOP, dtype=torch.float32)
     for start in range(0, num_frames, _BLOCK_FRAMES):
         stop = min(start + _BLOCK_FRAMES, num_frames)
         # One frame more to move towards; at the very end the last frame is held.
         index = torch.arange(start, stop + 1).clamp(max=num_frames - 1)
         voiced, phase = _harmonics(envelope_TK[index], voicing_T[index], hz_T[index], phase, warp)
-        fresh = torch.randn((stop - start) * HOP, generator=generator)
+        fresh = torch.randn((stop - start) * HOP, generator=generator, dtype=torch.float32)
         white = torch.cat([before, fresh])
         before = fresh[-HOP:]
         shaped = _shape_noise(white, envelope_TK[start:stop], voicing_T[start:stop], window, warp)
@@ -65,7 +69,7 @@ def vocode(
 def _power_at(envelope_TK: Tensor, hz: Tensor, warp: float) -> Tensor:
     """Power density at frequencies [F] or [T, F] → [T, F], between bands by interpolated logs."""
     num_mels = envelope_TK.shape[1]
-    top = hz_to_mel(torch.tensor(_NYQUIST)).item()
+    top = hz_to_mel(torch.tensor(_NYQUIST, dtype=torch.float64)).item()
     # Band k is centred at mel (k + 1) · top / (K + 1).
     position = hz_to_mel(hz / warp) / top * (num_mels + 1) - 1
     position = position.clamp(0, num_mels - 1).expand(len(envelope_TK), -1)
@@ -92,7 +96,7 @@ def _harmonics(
     power = 2 * _power_at(envelope, harmonic_hz, warp) * hz[:, None] / _NYQUIST
     amplitude = (power * _periodic_share(harmonic_hz, voicing[:, None])).sqrt()
     amplitude = amplitude * (harmonic_hz < _NYQUIST)
-    ramp = (torch.arange(HOP) / HOP)[None, :, None]
+    ramp = (torch.arange(HOP, dtype=torch.float32) / HOP)[None, :, None]
     per_sample = torch.lerp(amplitude[:-1, None], amplitude[1:, None], ramp).flatten(0, 1)
     hz_sample = torch.lerp(hz[:-1, None], hz[1:, None], ramp[..., 0]).flatten()
     turns = phase + hz_sample.double().cumsum(0) / SAMPLE_RATE
@@ -104,7 +108,7 @@ def _shape_noise(
     white: Tensor, envelope: Tensor, voicing: Tensor, window: Tensor, warp: float
 ) -> Tensor:
     """White noise [(T + 1) · HOP] → the same length with each frame's spectrum, overlap-added."""
-    hz = torch.fft.rfftfreq(_NOISE_FFT, 1 / SAMPLE_RATE)
+    hz = torch.fft.rfftfreq(_NOISE_FFT, 1 / SAMPLE_RATE, dtype=torch.float32)
     power = _power_at(envelope, hz, warp) * (1 - _periodic_share(hz[None], voicing[:, None]))
     spectra = torch.fft.rfft(white.unfold(0, _NOISE_FFT, HOP) * window)
     shaped = torch.fft.irfft(spectra * power.sqrt(), _NOISE_FFT) * window
