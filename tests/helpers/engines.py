@@ -89,3 +89,23 @@ def metric(name: str) -> float:
     found = [metric for metric in get_metrics_snapshot() if metric.name == name]
     assert found, f"vLLM reports no metric {name}"
     return sum(metric.value for metric in found)
+
+
+@contextmanager
+def counted_preemptions(llm: LLM) -> Iterator[list[str]]:
+    """Ids of the requests that an engine of `start_llm` preempts meanwhile.
+
+    vLLM's metrics are those of the engine started last, and several live in one test process.
+    """
+    scheduler = llm.llm_engine.engine_core.engine_core.scheduler
+    original, preempted = scheduler._preempt_request, []
+
+    def preempt(request: Any, *args: Any, **kwargs: Any) -> None:
+        preempted.append(request.request_id)
+        original(request, *args, **kwargs)
+
+    scheduler._preempt_request = preempt
+    try:
+        yield preempted
+    finally:
+        del scheduler._preempt_request
