@@ -68,6 +68,7 @@ def test_rows_of_the_table_come_from_the_weights(checkpoint_folder):
             {"kv_transfer_config": {"kv_connector": "ExampleConnector", "kv_role": "kv_both"}},
             "KV transfer is not implemented",
         ),
+        ({"watermark_config": {"key": 7}}, "leave --watermark-config out"),
         (
             {"logits_processors": ["helpers.engines:DEFAULTS"]},
             "custom logits processors are not supported",
