@@ -97,6 +97,8 @@ def _refuse(vllm_config: VllmConfig) -> None:
         "--enable-prompt-embeds is not supported: every modality is token ids": (
             model.enable_prompt_embeds
         ),
+        "watermarks are put into tokens that are sampled in reading order; leave "
+        "--watermark-config out": vllm_config.watermark_config is not None,
         "custom logits processors are not supported; leave --logits-processors out": bool(
             model.logits_processors
         ),
