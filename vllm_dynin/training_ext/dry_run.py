@@ -76,11 +76,6 @@ class Stage:
         lengths = [sequence.length for sequence in self.sequences]
         return self.global_batch * sum(lengths) / len(lengths)
 
-    @property
-    def sequences_per_gpu(self) -> float:
-        """Rows of one GPU per optimiser step; not whole where the paper's figures do not divide."""
-        return self.global_batch / self.num_gpus
-
 
 def image_tokens(pixels: int, patch: int = 16) -> int:
     """Codes of a square image with sides of `pixels`.
@@ -95,11 +90,11 @@ def image_tokens(pixels: int, patch: int = 16) -> int:
 
 def _speech(seconds: int) -> tuple[Sequence, Sequence]:
     units = seconds * _UNITS_PER_SECOND
-    # task token, soa and eoa; T2S predicts eoa as well
-    length = units + 3 + _TEXT_BLOCK
+    heard = units + 3 + _TEXT_BLOCK  # task token, soa, eoa
+    spoken = units + 2 + _TEXT_BLOCK  # the task token counts to the text block; eoa is predicted
     return (
-        Sequence(task="S2T", length=length, num_targets=_TEXT_BLOCK, columns="text"),
-        Sequence(task="T2S", length=length, num_targets=units + 1, columns="speech"),
+        Sequence(task="S2T", length=heard, num_targets=_TEXT_BLOCK, columns="text"),
+        Sequence(task="T2S", length=spoken, num_targets=units + 1, columns="speech"),
     )
 
 
