@@ -174,7 +174,6 @@ def test_refusals(mmada, tmp_path):
 
 
 def test_refuses_a_tied_checkpoint_and_integers(tmp_path, mmada):
-    config = CheckpointReader(mmada).config
     folder = tmp_path / "broken"
     folder.mkdir()
     (folder / "config.json").write_bytes((mmada / "config.json").read_bytes())
@@ -186,7 +185,6 @@ def test_refuses_a_tied_checkpoint_and_integers(tmp_path, mmada):
     save_file(tensors | {checkpoint.HEAD: head.to(torch.int8)}, folder / "model.safetensors")
     with pytest.raises(ValueError, match=r"ff_out\.weight is stored as I8"):
         CheckpointReader(folder)
-    assert config.model_type == "mmada"
 
 
 def test_command(mmada, tmp_path, capsys):
