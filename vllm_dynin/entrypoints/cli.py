@@ -20,6 +20,18 @@ COMMANDS = {
         "vllm_dynin.processors.codecs.convert",
         "convert an original .bin or .pt codec to safetensors",
     ),
+    "merge": (
+        "vllm_dynin.entrypoints.commands.merge",
+        "average a backbone with its stage-1 descendant",
+    ),
+    "extend-vocab": (
+        "vllm_dynin.entrypoints.commands.extend_vocab",
+        "add rows for image codes or speech units to a checkpoint",
+    ),
+    "dry-run": (
+        "vllm_dynin.entrypoints.commands.dry_run",
+        "parameters, memory per GPU and tokens per step of training",
+    ),
 }
 """Name → the module whose `main(arguments)` it is, and one line of help."""
 

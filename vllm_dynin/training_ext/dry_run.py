@@ -1,0 +1,277 @@
+"""Training at full size on paper: parameters, memory per GPU, tokens per step. Allocates nothing.
+
+Parameters come from the shapes every loader checks (`checkpoint.expected_shapes`). Memory is
+arithmetic, an estimate of what must be there; fragmentation, the CUDA context (about 1 GiB) and
+communication workspaces come on top.
+
+Source: paper arXiv:2604.00007v1 Tables 2 and 11 and section 5 (stages, batch, GPUs, resolutions).
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+import torch
+
+from vllm_dynin import checkpoint
+from vllm_dynin.config import LLaDAConfig
+
+_BF16, _FP32 = 2, 4
+_UNITS_PER_SECOND = 25  # speech units; 254 of them are 10.2 s in the released configuration
+_TEXT_BLOCK, _TEXT_LENGTH = 128, 1024  # `max_seq_length` and `max_seq_length_text` of the releases
+_ZERO_BUCKET = 5 * 10**8  # DeepSpeed's default reduce_bucket_size, in elements
+_ZERO3_LIVE = 10**9  # its default stage3_max_live_parameters
+
+
+class Sharding(enum.StrEnum):
+    """How the state is spread over the GPUs."""
+
+    NONE = "none"
+    """Every GPU holds everything (DDP): float32 weights, autocast to bfloat16."""
+    FSDP2 = "fsdp2"
+    """`fully_shard` per block: float32 shards, bfloat16 gathered, float32 reduction."""
+    ZERO2 = "zero2"
+    """Whole bfloat16 weights; gradients, float32 masters and moments sharded."""
+    ZERO3 = "zero3"
+    """Everything sharded."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sequence:
+    """One kind of training row.
+
+    Args:
+        task: direction, as the paper writes it.
+        length: positions of the canvas, at most.
+        num_targets: positions that can be masked, at most.
+        columns: classes in the softmax: `text` (the whole table), `image` or `speech`.
+    """
+
+    task: str
+    length: int
+    num_targets: int
+    columns: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One stage as in the paper.
+
+    Args:
+        name: stage1, stage2, stage3.
+        num_gpus: H100s of the paper.
+        global_batch: sequences per optimiser step, over all tasks.
+        sequences: the kinds of rows, in equal shares (the paper's shares are only in a figure).
+    """
+
+    name: str
+    num_gpus: int
+    global_batch: int
+    sequences: tuple[Sequence, ...]
+
+    @property
+    def tokens_per_step(self) -> float:
+        """Positions per optimiser step with every row at its full length."""
+        lengths = [sequence.length for sequence in self.sequences]
+        return self.global_batch * sum(lengths) / len(lengths)
+
+
+def image_tokens(pixels: int, patch: int = 16) -> int:
+    """Codes of a square image with sides of `pixels`.
+
+    Raises:
+        ValueError: the side is not a multiple of the patch.
+    """
+    if pixels % patch:
+        raise ValueError(f"{pixels} pixels are not a multiple of {patch}; use a multiple")
+    return (pixels // patch) ** 2
+
+
+def _speech(seconds: int) -> tuple[Sequence, Sequence]:
+    units = seconds * _UNITS_PER_SECOND
+    heard = units + 3 + _TEXT_BLOCK  # task token, soa, eoa
+    spoken = units + 2 + _TEXT_BLOCK  # the task token counts to the text block; eoa is predicted
+    return (
+        Sequence(task="S2T", length=heard, num_targets=_TEXT_BLOCK, columns="text"),
+        Sequence(task="T2S", length=spoken, num_targets=units + 1, columns="speech"),
+    )
+
+
+def _video(pixels: int, frames: int) -> Sequence:
+    length = 3 + frames * image_tokens(pixels) + _TEXT_BLOCK
+    return Sequence(task="V2T", length=length, num_targets=_TEXT_BLOCK, columns="text")
+
+
+def _with_images(understand: int, generate: int, edit: int) -> tuple[Sequence, ...]:
+    seen, drawn, edited = map(image_tokens, (understand, generate, edit))
+    return (
+        Sequence(task="T2T", length=_TEXT_LENGTH, num_targets=_TEXT_LENGTH, columns="text"),
+        Sequence(task="I2T", length=3 + seen + _TEXT_BLOCK, num_targets=_TEXT_BLOCK,
+                 columns="text"),
+        Sequence(task="T2I", length=_TEXT_BLOCK + drawn + 2, num_targets=drawn, columns="image"),
+        Sequence(task="I2I", length=5 + 2 * edited + _TEXT_BLOCK, num_targets=edited,
+                 columns="image"),
+    )  # fmt: skip
+
+
+def paper_stages() -> tuple[Stage, ...]:
+    """The three stages with the paper's GPUs, batch, resolutions, frames and durations."""
+    return (
+        Stage(
+            name="stage1",
+            num_gpus=32,
+            global_batch=128,
+            sequences=(_video(128, 8), *_speech(10)),
+        ),
+        Stage(
+            name="stage2",
+            num_gpus=32,
+            global_batch=128,
+            sequences=(*_with_images(256, 336, 256), _video(224, 5), *_speech(15)),
+        ),
+        Stage(
+            name="stage3",
+            num_gpus=40,
+            global_batch=128,
+            sequences=(*_with_images(480, 512, 336), _video(224, 5), *_speech(21)),
+        ),
+    )
+
+
+def num_parameters(config: LLaDAConfig, num_rows: int | None = None) -> dict[str, int]:
+    """Parameters by part: `embedding`, `head`, `blocks`, `norm`, `total`.
+
+    Args:
+        config: sizes.
+        num_rows: rows of the tables; None takes `config.vocab_size`.
+    """
+    shapes = checkpoint.expected_shapes(config, num_rows or config.vocab_size)
+    sizes = {name: torch.Size(shape).numel() for name, shape in shapes.items()}
+    parts = {
+        "embedding": sizes[checkpoint.EMBEDDING],
+        "head": sizes[checkpoint.HEAD],
+        "norm": sizes[checkpoint.FINAL_NORM],
+    }
+    total = sum(sizes.values())
+    return {**parts, "blocks": total - sum(parts.values()), "total": total}
+
+
+def state_bytes(
+    config: LLaDAConfig, sharding: Sharding, num_gpus: int, num_rows: int | None = None
+) -> dict[str, int]:
+    """Bytes per GPU of weights, gradients, optimiser and what is gathered for a moment.
+
+    Float32 masters and AdamW moments in every mode (bfloat16 ones lose most updates at these
+    learning rates).
+
+    Args:
+        config: sizes.
+        sharding: how the state is spread.
+        num_gpus: GPUs the state is spread over.
+        num_rows: rows of the tables; None takes `config.vocab_size`.
+
+    Returns:
+        `weights` (bfloat16 copies and float32 masters), `gradients`, `moments`, `transient`.
+
+    Raises:
+        ValueError: there is no GPU.
+    """
+    if num_gpus < 1:
+        raise ValueError(f"num_gpus={num_gpus}; at least one is needed")
+    counts = num_parameters(config, num_rows)
+    total = counts["total"]
+    shard = -(-total // num_gpus)
+    block = counts["blocks"] // config.n_layers
+    root = total - counts["blocks"]
+    if sharding is Sharding.NONE:
+        # Autocast keeps a bfloat16 copy of what one forward used.
+        return _state(_FP32 * total, _FP32 * total, 2 * _FP32 * total, _BF16 * total)
+    if sharding is Sharding.FSDP2:
+        # Tables stay gathered from forward to backward; one block computes, the next is gathered;
+        # gradients of the larger of the two are whole, in bfloat16 and in float32 for reducing.
+        gathered = _BF16 * (root + 2 * block) + (_BF16 + _FP32) * max(root, block)
+        return _state(_FP32 * shard, _FP32 * shard, 2 * _FP32 * shard, gathered)
+    bucket = _BF16 * min(_ZERO_BUCKET, total)
+    if sharding is Sharding.ZERO2:
+        return _state(_BF16 * total + _FP32 * shard, _BF16 * shard, 2 * _FP32 * shard, bucket)
+    live = _BF16 * min(_ZERO3_LIVE, total) + bucket
+    return _state((_BF16 + _FP32) * shard, _BF16 * shard, 2 * _FP32 * shard, live)
+
+
+def _state(weights: int, gradients: int, moments: int, transient: int) -> dict[str, int]:
+    return {
+        "weights": weights,
+        "gradients": gradients,
+        "moments": moments,
+        "transient": transient,
+    }
+
+
+def activation_bytes(config: LLaDAConfig, row: Sequence, num_rows: int | None = None) -> int:
+    """Bytes of activations for one row, whole-layer checkpointing, memory-efficient attention.
+
+    The bfloat16 input of every layer, one layer recomputed (eight hidden-size, four MLP-size
+    tensors in bfloat16), and the logits of all targets over the task's columns with their
+    gradient, both float32. No full table of logits is built for image and speech targets.
+
+    Args:
+        config: sizes.
+        row: what the row is.
+        num_rows: rows of the tables; None takes `config.vocab_size`.
+    """
+    kept = _BF16 * config.n_layers * config.d_model
+    recomputed = _BF16 * (8 * config.d_model + 4 * config.mlp_hidden_size)
+    columns = {
+        "text": num_rows or config.vocab_size,
+        "image": config.image_codebook_size,
+        "speech": config.speech_codebook_size + 2,  # end of speech and end of sequence
+    }[row.columns]
+    return row.length * (kept + recomputed) + 2 * _FP32 * row.num_targets * columns
+
+
+def report(
+    config: LLaDAConfig,
+    *,
+    num_rows: int | None = None,
+    num_gpus: int | None = None,
+    rows_per_gpu: int = 1,
+    stages: tuple[Stage, ...] | None = None,
+) -> str:
+    """Parameters, memory and tokens of every stage under every sharding, as text.
+
+    Args:
+        config: sizes.
+        num_rows: rows of the tables; None takes `config.vocab_size`.
+        num_gpus: None takes each stage's own.
+        rows_per_gpu: rows of a forward pass on one GPU; the longest kind is assumed.
+        stages: None for the paper's.
+
+    Raises:
+        ValueError: a number is not positive.
+    """
+    if rows_per_gpu < 1:
+        raise ValueError(f"rows_per_gpu={rows_per_gpu}; at least one row is needed")
+    counts = num_parameters(config, num_rows)
+    lines = [f"{name:10} {count:>14,} parameters" for name, count in counts.items()]
+    for stage in stages or paper_stages():
+        gpus = stage.num_gpus if num_gpus is None else num_gpus
+        if gpus < 1:
+            raise ValueError(f"num_gpus={gpus}; at least one is needed")
+        largest = max(activation_bytes(config, row, num_rows) for row in stage.sequences)
+        active = rows_per_gpu * largest
+        lines += [
+            "",
+            f"{stage.name}: {gpus} GPUs, {stage.global_batch} sequences a step "
+            f"({stage.global_batch / gpus:g} a GPU), {stage.tokens_per_step:,.0f} tokens a step "
+            f"({stage.tokens_per_step / gpus:,.0f} a GPU)",
+            "  " + ", ".join(f"{row.task} {row.length}" for row in stage.sequences),
+        ]
+        if stage.global_batch % gpus:
+            lines.append(f"  note: {stage.global_batch} does not divide over {gpus} GPUs")
+        for sharding in Sharding:
+            parts = state_bytes(config, sharding, gpus, num_rows) | {"activations": active}
+            text = ", ".join(f"{name} {size / 2**30:.1f}" for name, size in parts.items())
+            total = sum(parts.values()) / 2**30
+            lines.append(f"  {sharding:6} {total:6.1f} GiB a GPU ({text})")
+    return "\n".join(lines)
