@@ -59,6 +59,6 @@ def test_alone(omni, cases, answers):
 
 
 def test_turns_and_preemption(tight, cases, answers):
-    before = metric(tight, "vllm:num_preemptions")
+    before = metric("vllm:num_preemptions")
     assert tokens_of(run(tight, cases)) == answers
-    assert metric(tight, "vllm:num_preemptions") >= before + 10
+    assert metric("vllm:num_preemptions") >= before + 10

@@ -119,9 +119,9 @@ def test_codes_survive_preemption_and_eviction(tight, omni_reference, requests, 
         )
         for number in range(16)
     ]
-    before = metric(tight, "vllm:num_preemptions")
+    before = metric("vllm:num_preemptions")
     found = tokens_of(run_media(tight, [*many, *cases, *many]))
-    assert metric(tight, "vllm:num_preemptions") >= before + 3
+    assert metric("vllm:num_preemptions") >= before + 3
     answers = [expected(omni_reference, case.written) for case in [*many, *cases]]
     assert len({tuple(answer) for answer in answers}) == len(answers)
     assert found == answers + answers[: len(many)]
