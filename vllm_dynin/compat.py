@@ -131,9 +131,14 @@ def hook_admission() -> None:
         from vllm_dynin.model_executor.admission import Asked, admit_request
 
         # Before vLLM fills in a length and adds what the checkpoint's generation config says.
-        asked = Asked.by(signature.bind(self, *args, **kwargs).arguments["params"])
-        request = original(self, *args, **kwargs)
-        admit_request(request, asked, self.vllm_config)
+        given = signature.bind(self, *args, **kwargs).arguments
+        asked = Asked.by(given["params"])
+        try:
+            request = original(self, *args, **kwargs)
+            admit_request(request, asked, self.vllm_config)
+        except Exception:
+            _forget_media(self, given["prompt"])
+            raise
         return request
 
     resolve = InputProcessor.resolve_watermarking
@@ -149,6 +154,20 @@ def hook_admission() -> None:
     process_inputs._dynin = True  # type: ignore[attr-defined]
     InputProcessor.process_inputs = process_inputs  # type: ignore[method-assign]
     InputProcessor.resolve_watermarking = resolve_watermarking  # type: ignore[method-assign]
+
+
+def _forget_media(processor: InputProcessor, prompt: Any) -> None:
+    """Take the media of a refused request out of the frontend's cache.
+
+    That cache holds what the engine core is believed to have. A refused request never gets there,
+    so the next request with the same medium would be sent without its data and fail.
+    Remove when vLLM does this for requests it refuses itself.
+    """
+    cache = processor.renderer.mm_processor_cache
+    if cache is not None and isinstance(prompt, dict):
+        for hashes in prompt.get("mm_hashes", {}).values():
+            for mm_hash in hashes:
+                cache.invalidate(mm_hash)
 
 
 def keep_stated_lengths() -> None:

@@ -106,6 +106,20 @@ def test_frames_of_a_video_are_asked_for_beside_it(omni):
         omni.generate({"prompt_token_ids": TEXT}, params, use_tqdm=False)
 
 
+def test_media_of_a_refused_request_can_be_sent_again(omni):
+    """The frontend must not believe that the engine core has them."""
+    prompt = {"prompt_token_ids": MMU, "multi_modal_data": {"image": photograph(9)}}
+    refused = DenoiseParams(style="emotion-sad").to_sampling_params(max_tokens=8)
+    params = DenoiseParams().to_sampling_params(max_tokens=8, temperature=0)
+    answers = []
+    for _ in range(2):  # unknown to the engine core, and known
+        with pytest.raises(REFUSED, match="for speech output"):
+            omni.generate(prompt, refused, use_tqdm=False)
+        (output,) = omni.generate(prompt, params, use_tqdm=False)
+        answers.append(output.outputs[0].token_ids)
+    assert answers[0] == answers[1]
+
+
 def test_a_bad_request_leaves_the_batch_alone(omni, omni_reference):
     """Refused while others are in the middle of their denoising steps."""
     heads = Heads(omni_reference.config, 9)
