@@ -17,6 +17,7 @@ from packaging.version import Version
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
+    from vllm.v1.core.sched.scheduler import Scheduler
     from vllm.v1.engine import EngineCoreRequest
     from vllm.v1.engine.input_processor import InputProcessor
 
@@ -208,6 +209,19 @@ def _keep_stated_length(request_class: Any, fields: tuple[str, ...]) -> None:
 
     to_sampling_params._dynin = True  # type: ignore[attr-defined]
     request_class.to_sampling_params = to_sampling_params
+
+
+def forget_encoder_inputs(scheduler: Scheduler, request_id: str) -> None:
+    """Drop vLLM's note of media that workers still hold for a request.
+
+    0.33 notes their indices and looks them up in `request.mm_features` at every step; our scheduler
+    empties that list after the prompt pass, because every denoising step starts from row 0 again
+    and would have the media encoded anew. 0.32 keeps no such note. Make this unconditional when
+    0.32 is no longer supported.
+    """
+    pending: dict[str, Any] | None = getattr(scheduler, "_pending_encoder_input_ids", None)
+    if pending is not None:
+        pending.pop(request_id, None)
 
 
 def _is_ours(processor: InputProcessor) -> bool:

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from helpers.engines import DEFAULTS, environment
@@ -156,3 +157,12 @@ def test_other_models_are_not_touched():
         "assert not ask(LlamaConfig()) and ask(LLaDAConfig())"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_notes_of_media_are_dropped_where_vllm_keeps_them():
+    """0.33 would look an index up in a list that our scheduler has emptied."""
+    newer = SimpleNamespace(_pending_encoder_input_ids={"a": {0}, "b": {0, 1}})
+    compat.forget_encoder_inputs(newer, "a")
+    compat.forget_encoder_inputs(newer, "unknown")
+    assert newer._pending_encoder_input_ids == {"b": {0, 1}}
+    compat.forget_encoder_inputs(SimpleNamespace(), "a")  # 0.32

@@ -130,6 +130,7 @@ UNSUPPORTED: dict[str, Entry] = {
     "top p": completion("top_p=0.9", "temperature", top_p=0.9, temperature=1),
     "top k": completion("top_k=5", "temperature", top_k=5, temperature=1),
     "prompt logprobs": completion("prompt_logprobs", prompt_logprobs=1),
+    "prompt logprobs without alternatives": completion("prompt_logprobs=0", prompt_logprobs=0),
     "echo with logprobs": completion("prompt_logprobs", echo=True, logprobs=1),
     "beam search": completion("beam", "parallel", use_beam_search=True, n=2),
     "beam search in chat": chat("beam", "parallel", use_beam_search=True, n=2),

@@ -286,7 +286,10 @@ def _room(num_prompt: int, is_guided: bool, limits: Limits) -> int:
 def _refuse_unsupported(params: SamplingParams) -> None:
     for name, (neutral, reason) in _UNSUPPORTED.items():
         value = getattr(params, name, neutral)
-        if value == neutral or not value or (name == "top_k" and value == -1):
+        # Not by truth: 0 may mean something, and some values are arrays.
+        is_neutral = value is None if neutral is None else value == neutral
+        is_empty = isinstance(value, list | dict) and not value
+        if is_neutral or is_empty or (name == "top_k" and value == -1):
             continue
         raise ValueError(f"{name}={value!r} cannot be honoured: {reason}; leave it out")
 

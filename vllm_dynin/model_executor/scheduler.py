@@ -18,6 +18,7 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import EngineCoreOutputs
 from vllm.v1.request import Request
 
+from vllm_dynin import compat
 from vllm_dynin.config import LLaDAConfig
 from vllm_dynin.model_executor.admission import plan_request
 from vllm_dynin.model_executor.plan_transport import attach
@@ -78,7 +79,9 @@ class MaskedDiffusionScheduler(Scheduler):
         for request in self.running:
             if request.num_computed_tokens >= request.num_prompt_tokens:  # its prompt is through
                 self._last_step.setdefault(request.request_id, -1)
-                request.mm_features = []  # they are encoded and in the workers' hands
+                if request.mm_features:
+                    request.mm_features = []  # they are encoded and in the workers' hands
+                    compat.forget_encoder_inputs(self, request.request_id)
         denoising = [request for request in self.running if request.request_id in self._last_step]
         budget = self.max_num_scheduled_tokens
         for request in sorted(denoising, key=lambda request: self._last_step[request.request_id]):
