@@ -19,8 +19,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent / "unit" / "codecs"))
 
-BATCH = 200
-SECONDS_PER_MUTANT = 5.0
+BATCH = 500
+SECONDS_PER_MUTANT = 10.0
+SECONDS_TO_START = 300.0
 MEMORY = 6 * 2**30  # address space of a worker, torch's own mappings included
 
 
@@ -30,17 +31,18 @@ def run(first: int, count: int, queue: multiprocessing.Queue) -> None:
     from audio_mutations import mutant, originals, outcome
 
     files = originals()
+    queue.put((first, "started", 0.0))  # imports are done; from here on the clock runs
     for seed in range(first, first + count):
         name, mutations, data = mutant(files, seed)
         queue.put((seed, "started", 0.0))
-        start = time.monotonic()
+        start = time.process_time()
         try:
             result = outcome(data)
         except MemoryError:
             result = "refused"  # as the worker's own cap would have it
         except BaseException as error:
             result = f"FAILED {name} {mutations}: {error!r}"
-        queue.put((seed, result, time.monotonic() - start))
+        queue.put((seed, result, time.process_time() - start))
 
 
 def batch(context: multiprocessing.context.SpawnContext, first: int, count: int) -> list[tuple]:
@@ -50,16 +52,18 @@ def batch(context: multiprocessing.context.SpawnContext, first: int, count: int)
         queue = context.Queue()
         worker = context.Process(target=run, args=(first, count, queue))
         worker.start()
-        current, done = first, 0
+        current, done, is_up = first, 0, False
         while done < count:
             try:
-                seed, result, seconds = queue.get(timeout=SECONDS_PER_MUTANT + 25 * (done == 0))
+                seed, result, seconds = queue.get(
+                    timeout=SECONDS_PER_MUTANT if is_up else SECONDS_TO_START
+                )
             except Exception:
                 why = "hung" if worker.is_alive() else f"died with {worker.exitcode}"
                 results.append((current, f"FAILED: {why}", SECONDS_PER_MUTANT))
                 done = current - first + 1
                 break
-            current = seed
+            current, is_up = seed, True
             if result != "started":
                 results.append((seed, result, seconds))
                 done += 1
@@ -90,7 +94,10 @@ def main() -> int:
                 print(f"seed {seed}: {result}", flush=True)
         if time.monotonic() > deadline:
             break
-    print(f"{sum(kinds.values())} mutants: {dict(kinds)}; slowest {slowest[0]:.2f} s")
+    print(
+        f"{sum(kinds.values())} mutants: {dict(kinds)}; "
+        f"slowest {slowest[0]:.2f} s of processor time (seed {slowest[1]})"
+    )
     return 1 if failures else 0
 
 

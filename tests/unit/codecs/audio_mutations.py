@@ -1,4 +1,7 @@
-"""Damaged audio files, the same for the same seed; for the tests and for tests/fuzz_audio.py."""
+"""Damaged audio files, for the tests and for tests/fuzz_audio.py.
+
+The same for the same seed, but for the serial number that an encoder draws for each Ogg file.
+"""
 
 import random
 import struct
