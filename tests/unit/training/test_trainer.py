@@ -102,9 +102,9 @@ def test_a_rows_loss_does_not_depend_on_its_neighbours_length():
 def test_training_overfits_one_batch_and_touches_every_weight():
     model = small_model()
     before = {name: weight.clone() for name, weight in model.named_parameters()}
-    batch = collate([sample([5, 6], [7, 8, 9], 4), sample([6, 5], [10, 11, 12], 4)])
+    batch = collate([sample([5, 6], [7, 8, 9], 4), sample([20, 21], [10, 11, 12], 4)])
     config = TrainConfig(
-        num_steps=150, learning_rate=3e-3, num_warmup_steps=5, loss="mean", weight_decay=0.0
+        num_steps=200, learning_rate=3e-3, num_warmup_steps=5, loss="mean", weight_decay=0.0
     )
     losses = [report.loss for report in train(model, lambda step: batch, config)]
     assert sum(losses[:5]) / 5 > 2
