@@ -54,7 +54,7 @@ def test_training_never_sees_a_held_out_combination():
     assert is_held_out(("cat", "dog")) == is_held_out(("dog", "cat"))
 
 
-def test_tokenizer_has_the_familys_layout(tmp_path):
+def test_tokenizer_has_the_layout_of_the_family(tmp_path):
     train_tokenizer(tokenizer_texts(), 512).save_pretrained(tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     assert len(tokenizer) == 512 + 269
