@@ -8,7 +8,10 @@ from __future__ import annotations
 import importlib
 import inspect
 import logging
+import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import wraps
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -106,8 +109,25 @@ def replace_runner_kernels() -> list[str]:
     with warnings.catch_warnings():
         # The registry looks at every attribute of every loaded module, deprecated ones included.
         warnings.simplefilter("ignore")
-        register_kernels(wanted)
+        with _without_modules("llvmlite"):
+            register_kernels(wanted)
     return replaced + list(wanted)
+
+
+@contextmanager
+def _without_modules(package: str) -> Iterator[None]:
+    """Take a package out of `sys.modules` for a while.
+
+    vLLM's registry reads the `__dict__` of every object of every loaded module, and objects of
+    llvmlite (which librosa brings) answer that with a proxy that is no dictionary: it raises.
+    Remove when `vllm.triton_utils.dispatcher` checks what it reads.
+    """
+    names = [name for name in sys.modules if name.split(".")[0] == package]
+    hidden = {name: sys.modules.pop(name) for name in names}
+    try:
+        yield
+    finally:
+        sys.modules.update(hidden)
 
 
 def hook_admission() -> None:
