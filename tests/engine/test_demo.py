@@ -12,7 +12,6 @@ import pytest
 from helpers.engines import ENVIRONMENT
 
 import vllm_dynin
-from vllm_dynin.entrypoints.demo import text_part
 
 
 def demo(tmp_path: Path, *arguments: str) -> tuple[str, str]:
@@ -44,7 +43,6 @@ def test_every_direction_in_one_batch(tmp_path) -> None:
     assert "data:image/gif" in report and "data:audio/wav" in report
 
 
-@pytest.mark.skipif(not text_part.CHECKPOINT.is_dir(), reason="no trained text model is shipped")
 def test_trained_text_model(tmp_path) -> None:
     printed, report = demo(tmp_path, "--only", "text")
     right, asked = map(int, re.search(r"(\d+) of (\d+) right to the letter", printed).groups())
