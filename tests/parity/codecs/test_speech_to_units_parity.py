@@ -6,7 +6,7 @@ import math
 import librosa
 import numpy as np
 import pytest
-import speech_oracles as oracle
+from helpers import speech_oracles as oracle
 import torch
 
 from vllm_dynin.processors.codecs.speech_features import LogMel, LogMelConfig, mel_matrix

@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-import speech_oracles as oracle
+from helpers import speech_oracles as oracle
 import torch
 
 from vllm_dynin.processors.codecs.units_to_speech import UnitsToSpeech, UnitsToSpeechConfig

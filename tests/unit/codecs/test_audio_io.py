@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from audio_mutations import FORMATS, MUTATIONS, mutant, originals, outcome
+from helpers.audio_mutations import FORMATS, MUTATIONS, mutant, originals, outcome
 
 from vllm_dynin.processors.codecs import audio_blocks
 from vllm_dynin.processors.codecs.audio_io import AUDIO_FORMATS, encode_audio, load_audio, resample
@@ -370,7 +370,7 @@ def test_the_caller_never_decodes_with_ffmpeg(tmp_path):
 
 
 def test_64_bit_integers_are_refused():
-    """Found by tests/fuzz_audio.py: FFmpeg reads them, but cannot hand them over."""
+    """Found by tests/helpers/fuzz_audio.py: FFmpeg reads them, but cannot hand them over."""
     data = bytearray(as_file(tone(), subtype="DOUBLE"))
     data[data.index(b"fmt ") + 8] = 1  # says integers where it said floats
     with pytest.raises(MediaError, match="s64"):

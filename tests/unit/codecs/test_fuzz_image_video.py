@@ -11,8 +11,8 @@ ROOT = Path(__file__).parents[3]
 @pytest.mark.parametrize("kind", ["image", "video"])
 def test_500_mutated_files(kind):
     """The longer run is the same command with --files; it says what happened to each kind."""
-    command = [sys.executable, "-m", "tests.fuzz_media", kind, "--files", "500", "--seed", "0"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "helpers.fuzz_media", kind, "--files", "500", "--seed", "0"]
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
     run = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )

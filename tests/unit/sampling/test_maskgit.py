@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from fake_model import FIRST, MASK, FakeModel, run
+from helpers.fake_model import FIRST, MASK, FakeModel, run
 
 from vllm_dynin.canvas import GuidanceForm, Parity
 from vllm_dynin.sampling.columns import Columns

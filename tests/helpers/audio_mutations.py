@@ -1,4 +1,4 @@
-"""Damaged audio files, for the tests and for tests/fuzz_audio.py.
+"""Damaged audio files, for the tests and for tests/helpers/fuzz_audio.py.
 
 The same for the same seed, but for the serial number that an encoder draws for each Ogg file.
 """

@@ -1,6 +1,6 @@
 """A long run of damaged audio files, in worker processes, so that a crash or a hang is caught too.
 
-    PYTHONPATH=. python tests/fuzz_audio.py --count 20000 --first 1000 --seconds 300
+    PYTHONPATH=tests python -m helpers.fuzz_audio --count 20000 --first 1000 --seconds 300
 
 Each mutant is the one that the test suite would make from the same seed. FFmpeg runs inside the
 worker here, not in a process per file as in serving; it runs out of memory where serving would
@@ -15,9 +15,6 @@ import multiprocessing
 import resource
 import sys
 import time
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent / "unit" / "codecs"))
 
 BATCH = 500
 SECONDS_PER_MUTANT = 10.0
@@ -28,7 +25,7 @@ MEMORY = 6 * 2**30  # address space of a worker, torch's own mappings included
 def run(first: int, count: int, queue: multiprocessing.Queue) -> None:
     """Read the mutants from number `first` on and put (seed, outcome, seconds) for each."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    from audio_mutations import mutant, originals, outcome
+    from helpers.audio_mutations import mutant, originals, outcome
 
     files = originals()
     queue.put((first, "started", 0.0))  # imports are done; from here on the clock runs

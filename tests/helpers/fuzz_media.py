@@ -1,7 +1,7 @@
 """Feed seeded mutations of real media files to the readers.
 
-    python -m tests.fuzz_media image --files 500
-    python -m tests.fuzz_media video --files 20000 --seed 7
+    PYTHONPATH=tests python -m helpers.fuzz_media image --files 500
+    PYTHONPATH=tests python -m helpers.fuzz_media video --files 20000 --seed 7
 
 Every file is opened in a child process of its own: the result must be an image (frames) within
 the limits, or MediaError. Any other exception, a crash of the image reader, a hang or a memory peak
