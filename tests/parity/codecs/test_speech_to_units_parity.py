@@ -6,8 +6,8 @@ import math
 import librosa
 import numpy as np
 import pytest
-from helpers import speech_oracles as oracle
 import torch
+from helpers import speech_oracles as oracle
 
 from vllm_dynin.processors.codecs.speech_features import LogMel, LogMelConfig, mel_matrix
 from vllm_dynin.processors.codecs.speech_to_units import (

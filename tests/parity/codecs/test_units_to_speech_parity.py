@@ -5,8 +5,8 @@ import math
 
 import numpy as np
 import pytest
-from helpers import speech_oracles as oracle
 import torch
+from helpers import speech_oracles as oracle
 
 from vllm_dynin.processors.codecs.units_to_speech import UnitsToSpeech, UnitsToSpeechConfig
 from vllm_dynin.processors.codecs.vits_generator import Generator, GeneratorConfig
