@@ -20,12 +20,14 @@ class Batch:
         is_target_BT: bool, positions that may be hidden; everything else is condition.
         labels_BT: int64, the clean id where the loss may look, `IGNORE` elsewhere.
         is_visible_BT: bool keys that may be attended to; None where all may, which is faster.
+        positions_BT: int64 position of each id; None where every row counts 0, 1, ….
     """
 
     ids_BT: Tensor
     is_target_BT: Tensor
     labels_BT: Tensor
     is_visible_BT: Tensor | None = None
+    positions_BT: Tensor | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -36,21 +38,29 @@ class Batch:
 def collate(samples: Sequence[Sample]) -> Batch:
     """Put samples into one batch; shorter rows end in positions nothing attends to.
 
-    The released trainer lets every row see EOS there; here a row's loss does not depend on the
-    length of its neighbours.
+    As in serving, padding of a prompt that the model must not see has no row: the rows behind it
+    keep the positions they would have. The released trainer lets every row see the filler at its
+    end; here a row's loss does not depend on the length of its neighbours.
 
     Args:
         samples: at least one.
     """
-    length = max(len(sample.ids) for sample in samples)
+    kept = [[i for i, is_seen in enumerate(s.is_visible) if is_seen] for s in samples]
+    length = max(map(len, kept))
 
     def rows(values: Sequence[Sequence[int]], filler: int) -> list[list[int]]:
-        return [[*row, *[filler] * (length - len(row))] for row in values]
+        return [
+            [*(row[i] for i in seen), *[filler] * (length - len(seen))]
+            for row, seen in zip(values, kept, strict=True)
+        ]
 
     visible = torch.tensor(rows([s.is_visible for s in samples], 0), dtype=torch.bool)
+    positions = torch.tensor(rows([range(len(s.ids)) for s in samples], 0))
+    is_plain = all(seen == list(range(len(seen))) for seen in kept)
     return Batch(
         ids_BT=torch.tensor(rows([s.ids for s in samples], 0)),
         is_target_BT=torch.tensor(rows([s.is_target for s in samples], 0), dtype=torch.bool),
         labels_BT=torch.tensor(rows([s.labels for s in samples], IGNORE)),
         is_visible_BT=None if bool(visible.all()) else visible,
+        positions_BT=None if is_plain else positions,
     )

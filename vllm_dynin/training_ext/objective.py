@@ -26,6 +26,7 @@ from torch import Tensor
 
 from vllm_dynin.processors.templates import IGNORE
 from vllm_dynin.sampling.noise import mix_key
+from vllm_dynin.sampling.schedules import mask_ratio
 
 MIN_PROBABILITY = 1e-3
 """Smallest masking probability, so that 1 / p stays finite."""
@@ -57,7 +58,7 @@ class Masked:
     Args:
         ids_BT: int64, the mask id where hidden.
         is_masked_BT: bool.
-        probability_B: float32 in [1e-3, 1), the probability with which a target was hidden.
+        probability_B: float32 in (0, 1], the probability with which a target was hidden.
     """
 
     ids_BT: Tensor
@@ -65,24 +66,43 @@ class Masked:
     probability_B: Tensor
 
 
-def draw_noise(shape: tuple[int, int], *key: int, is_stratified: bool = False) -> Noise:
+def draw_noise(
+    shape: tuple[int, int],
+    *key: int,
+    rows: Sequence[int] | None = None,
+    is_stratified: bool = False,
+    num_stratified: int | None = None,
+) -> Noise:
     """Draw the noise of one batch; each row has its own generator.
+
+    A row's draws depend on the key and its number alone, not on its neighbours, its place in the
+    batch or the padding behind it.
 
     Args:
         shape: (B, T).
-        key: e.g. seed, step and rank. A row's draws depend on the key and its index alone.
-        is_stratified: spread the levels evenly over [0, 1) from one common offset, the offset of
+        key: e.g. seed and step.
+        rows: number of each row. With numbers that count over all ranks and accumulated batches
+            of a step, the noise does not depend on how its rows are shared out. None counts the
+            rows of this batch.
+        is_stratified: spread the levels evenly over [0, 1) from one common offset, the level of
             row 0. Each level is still uniform; the loss of a batch varies less.
+        num_stratified: rows the levels are spread over; None is B. Give the rows of the whole
+            step where `rows` counts over it.
     """
     num_rows, length = shape
+    numbers = range(num_rows) if rows is None else rows
     draws = torch.empty(num_rows, length + 1)
-    for row in range(num_rows):
-        generator = torch.Generator().manual_seed(mix_key(*key, row))
-        draws[row].uniform_(generator=generator)
+    for place, number in enumerate(numbers):
+        draws[place].uniform_(generator=_row_generator(*key, number))
     level_B = draws[:, 0]
     if is_stratified:
-        level_B = (level_B[0] + torch.arange(num_rows) / num_rows) % 1.0
+        offset = torch.empty(1).uniform_(generator=_row_generator(*key, 0))
+        level_B = (offset + torch.tensor(list(numbers)) / (num_stratified or num_rows)) % 1.0
     return Noise(level_B=level_B, uniform_BT=draws[:, 1:])
+
+
+def _row_generator(*key: int) -> torch.Generator:
+    return torch.Generator().manual_seed(mix_key(*key))
 
 
 def mask_targets(
@@ -121,6 +141,49 @@ def mask_targets(
     )
 
 
+def mask_by_schedule(
+    ids_BT: Tensor,
+    is_target_BT: Tensor,
+    noise: Noise,
+    mask_id: int,
+    *,
+    schedule: str = "cosine",
+    min_ratio: float = 0.0,
+) -> Masked:
+    """Hide exactly k = max(1, round(N · ratio)) of a row's N targets, each choice equally likely.
+
+    The process of images: what the decoder sees at one of its steps. The ratio is the decoder's
+    own schedule at the row's level; halves round to even. Which targets: those with the k lowest
+    draws.
+
+    Args:
+        ids_BT: int64 clean ids, not modified.
+        is_target_BT: bool, positions that may be hidden.
+        noise: level and draws.
+        mask_id: id to write.
+        schedule: of `sampling.schedules.mask_ratio`.
+        min_ratio: floor of the ratio (`min_masking_rate` of the released code, 0 in its configs).
+
+    Returns:
+        `probability_B` is k / N.
+
+    Source: `mask_or_random_replace_tokens` of Dynin-Omni, `training/utils.py`. Its options for
+    contiguous regions and random ids are off in every released configuration and left out here.
+    """
+    num_targets_B = is_target_BT.sum(-1)
+    ratio_B = mask_ratio(schedule, noise.level_B).clamp(min=min_ratio)
+    num_masked_B = (num_targets_B * ratio_B).round().long().clamp(min=1)
+    num_masked_B = torch.minimum(num_masked_B, num_targets_B)
+    draws_BT = noise.uniform_BT.masked_fill(~is_target_BT, torch.inf)
+    ranks_BT = draws_BT.argsort(dim=-1, stable=True).argsort(dim=-1)
+    is_masked_BT = (ranks_BT < num_masked_B[:, None]) & is_target_BT
+    return Masked(
+        ids_BT=ids_BT.masked_fill(is_masked_BT, mask_id),
+        is_masked_BT=is_masked_BT,
+        probability_B=num_masked_B / num_targets_B.clamp(min=1),
+    )
+
+
 def answer_lengths(
     is_target_BT: Tensor, labels_BT: Tensor, mode: AnswerLength = "region"
 ) -> Tensor:
@@ -140,7 +203,8 @@ def position_weights(
 ) -> Tensor:
     """Weight of each position's cross-entropy, float32 [B, T]; 0 where there is no loss.
 
-    With p the row's masking probability, B the rows and T the row length:
+    `position_shares` over `denominator`: the loss of a batch on its own. With p the row's masking
+    probability, B the rows and T the row length:
 
     - `llada_sft` (default): 1 / (p · answer length · B), LLaDA's fine-tuning and the released I2T,
       V2T, S2T and T2S losses: an unbiased estimate, every row counting alike.
@@ -157,18 +221,39 @@ def position_weights(
             denominators.
         answer_length_B: int64, from `answer_lengths`.
     """
-    rows, length = masked.is_masked_BT.shape
+    shares_BT = position_shares(form, masked, labels_BT, answer_length_B)
+    return shares_BT / max(1, denominator(form, masked, labels_BT))
+
+
+def position_shares(
+    form: Normalisation, masked: Masked, labels_BT: Tensor, answer_length_B: Tensor
+) -> Tensor:
+    """What a position's weight is before the batch's denominator divides it, float32 [B, T].
+
+    Arguments as for `position_weights`. A row's shares do not depend on its neighbours.
+    """
     has_loss_BT = masked.is_masked_BT & (labels_BT != IGNORE)
     if form == "mean":
-        return has_loss_BT / has_loss_BT.sum().clamp(min=1)
-    weight_B = 1.0 / masked.probability_B
+        return has_loss_BT.float()
+    share_B = 1.0 / masked.probability_B
     if form == "llada_sft":
-        weight_B = weight_B / (answer_length_B * rows)
-    elif form == "release":
-        weight_B = weight_B / masked.is_masked_BT.sum().clamp(min=1)
-    else:
-        weight_B = weight_B / (rows * length)
-    return weight_B[:, None] * has_loss_BT
+        share_B = share_B / answer_length_B
+    return share_B[:, None] * has_loss_BT
+
+
+def denominator(form: Normalisation, masked: Masked, labels_BT: Tensor) -> int:
+    """The integer that divides a batch's weighted losses; those of several batches add up.
+
+    Divided by the sum over all ranks and accumulated batches, the losses of the parts add up to
+    the loss of one large batch. Arguments as for `position_weights`.
+    """
+    if form == "llada_sft":
+        return labels_BT.shape[0]
+    if form == "release":
+        return int(masked.is_masked_BT.sum())
+    if form == "mmada_pretrain":
+        return labels_BT.numel()
+    return int((masked.is_masked_BT & (labels_BT != IGNORE)).sum())
 
 
 def class_labels(labels: Tensor, classes: Sequence[tuple[int, int]]) -> Tensor:
@@ -187,6 +272,14 @@ def class_labels(labels: Tensor, classes: Sequence[tuple[int, int]]) -> Tensor:
     return found
 
 
-def cross_entropy(logits_NC: Tensor, labels_N: Tensor) -> Tensor:
-    """Cross-entropy of each position, float32 [N], computed in float32; 0 where `IGNORE`."""
-    return F.cross_entropy(logits_NC.float(), labels_N, ignore_index=IGNORE, reduction="none")
+def cross_entropy(logits_NC: Tensor, labels_N: Tensor, *, is_float32: bool = True) -> Tensor:
+    """Cross-entropy of each position [N]; 0 where `IGNORE`.
+
+    Args:
+        logits_NC: floating.
+        labels_N: int64 column of each position, or `IGNORE`.
+        is_float32: compute it in float32; else in the dtype of the logits, as the released code
+            does for most directions.
+    """
+    logits_NC = logits_NC.float() if is_float32 else logits_NC
+    return F.cross_entropy(logits_NC, labels_N, ignore_index=IGNORE, reduction="none")
