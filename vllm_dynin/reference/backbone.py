@@ -174,12 +174,13 @@ class LLaDA(nn.Module):
             positions_BT: int64 [B, T] or [T]; default 0 .. T-1 in every row.
             attend: bool; [B, T] where a key may be seen by everyone, or [B, T, T] where query i
                 (axis 1) may see key j (axis 2). Default: everything sees everything. A query that
-                may see nothing gets finite values that mean nothing.
+                may see nothing gets finite values that mean nothing. Floating [B, T, T] is added
+                to the attention scores instead.
             rows: bool [B, T], the positions whose logits are wanted, in row-major order.
             columns: ids whose logits are wanted, in that order; default all rows of the head.
 
         Raises:
-            ValueError: a mask is not boolean or has another shape; columns lie outside the head.
+            ValueError: a mask has another dtype or shape; columns lie outside the head.
         """
         hidden = self.hidden(ids_BT, positions_BT, attend)
         return self.head(hidden if rows is None else hidden[rows], columns)
@@ -219,13 +220,16 @@ def _attention_mask(attend: Tensor | None, ids_BT: Tensor) -> Tensor | None:
     if attend is None:
         return None
     batch, length = ids_BT.shape
+    if attend.is_floating_point() and attend.shape == (batch, length, length):
+        return attend[:, None]
     if attend.dtype != torch.bool or attend.shape not in (
         (batch, length),
         (batch, length, length),
     ):
         raise ValueError(
             f"attend is {attend.dtype} {tuple(attend.shape)}; it must be bool {(batch, length)} "
-            f"(visible keys) or {(batch, length, length)} (query × key)"
+            f"(visible keys) or {(batch, length, length)} (query × key), or floating "
+            f"{(batch, length, length)} to be added to the scores"
         )
     return attend[:, None, None, :] if attend.ndim == 2 else attend[:, None]
 

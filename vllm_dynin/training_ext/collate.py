@@ -35,7 +35,7 @@ class Batch:
         return self.ids_BT.shape[0], self.ids_BT.shape[1]
 
 
-def collate(samples: Sequence[Sample]) -> Batch:
+def collate(samples: Sequence[Sample], *, keeps_padding: bool = False) -> Batch:
     """Put samples into one batch; shorter rows end in positions nothing attends to.
 
     As in serving, padding of a prompt that the model must not see has no row: the rows behind it
@@ -44,8 +44,11 @@ def collate(samples: Sequence[Sample]) -> Batch:
 
     Args:
         samples: at least one.
+        keeps_padding: give hidden padding rows all the same, as the released attention needs.
     """
-    kept = [[i for i, is_seen in enumerate(s.is_visible) if is_seen] for s in samples]
+    kept = [
+        [i for i, is_seen in enumerate(s.is_visible) if is_seen or keeps_padding] for s in samples
+    ]
     length = max(map(len, kept))
 
     def rows(values: Sequence[Sequence[int]], filler: int) -> list[list[int]]:

@@ -17,6 +17,7 @@ from typing import Literal
 from vllm_dynin.canvas import Task
 from vllm_dynin.processors.templates import DIRECTIONS
 from vllm_dynin.tokens import Modality, Vocabulary
+from vllm_dynin.training_ext.attention import Attention
 from vllm_dynin.training_ext.objective import AnswerLength, Normalisation
 
 Masking = Literal["independent", "schedule"]
@@ -45,10 +46,12 @@ class DirectionObjective:
         answer_length: what an answer's length counts, for `llada_sft`.
         is_one_forced: hide one target where the draws hid none. With 1 / p in the weights this
             makes the loss too large on average, so it is for `mean` and for the release.
+        is_forced_anywhere: the forced position is any of the row, and is undone in the condition.
         is_float32: compute the cross-entropy in float32, not in the dtype of the logits.
         zero_above: a loss that is larger than this, negative or not finite becomes 0 without a
             gradient (the released code's guard for images); None lets it through, for the
             trainer to stop at.
+        attention: what a position may attend to, see `attention.seen`.
 
     Raises:
         ValueError: the coefficient or the floor is out of range.
@@ -62,8 +65,10 @@ class DirectionObjective:
     min_ratio: float = 0.0
     answer_length: AnswerLength = "region"
     is_one_forced: bool = False
+    is_forced_anywhere: bool = False
     is_float32: bool = True
     zero_above: float | None = None
+    attention: Attention = "visible"
 
     def __post_init__(self) -> None:
         if not (0 <= self.coefficient < math.inf and 0 <= self.min_ratio <= 1):
@@ -165,5 +170,6 @@ def _released(task: Task, coefficient: float) -> DirectionObjective:
         normalisation="release" if is_text_only else "llada_sft",
         coefficient=coefficient,
         is_one_forced=is_text_only,
+        is_forced_anywhere=is_text_only,
         is_float32=is_speech,
     )

@@ -26,6 +26,7 @@ from vllm_dynin.config import LLaDAConfig
 from vllm_dynin.processors.templates import IGNORE
 from vllm_dynin.reference.backbone import Columns, LLaDA
 from vllm_dynin.sampling.columns import Columns as ColumnRanges
+from vllm_dynin.training_ext.attention import seen
 from vllm_dynin.training_ext.collate import Batch
 from vllm_dynin.training_ext.directions import DirectionObjective, IdRanges
 from vllm_dynin.training_ext.objective import (
@@ -50,6 +51,7 @@ class Noised:
         ids_BT: int64, the mask id where hidden.
         positions_BT: int64, or None for 0, 1, … in every row.
         is_visible_BT: bool keys that may be attended to, or None for all.
+        bias_BTT: float32 added to the attention scores instead, for the released code only.
         has_loss_BT: bool, the N positions whose logits are wanted.
         labels_N: int64 column of each, `IGNORE` for none.
         weights_N: float32 weight of each before division by the denominator.
@@ -67,6 +69,7 @@ class Noised:
     probability_B: Tensor
     columns: IdRanges
     denominator: int
+    bias_BTT: Tensor | None = None
 
     def to(self, device: torch.device) -> Noised:
         """The same on another device."""
@@ -90,7 +93,7 @@ class Losses:
     Args:
         total: scalar with a gradient: sum of coefficient × loss.
         per_task: loss of each direction, scalars without a gradient and without coefficient.
-        nll: sum of the plain cross-entropies of each direction's positions, for logs.
+        nll: plain cross-entropy of each position with a loss, float32 [N], for logs.
         num_supervised: how many positions that were.
     """
 
@@ -112,6 +115,7 @@ def noise_batch(
         config: of the model; its `vocab_size` is the row count of the table.
     """
     masked = _mask(batch, objective, noise, config.vocabulary.mask)
+    visible_BT, bias_BTT = seen(batch, masked, objective.attention, config.vocabulary)
     columns = objective.columns(config.vocabulary, config.vocab_size)
     labels_BT = class_labels(batch.labels_BT, columns)
     lengths_B = answer_lengths(batch.is_target_BT, labels_BT, objective.answer_length)
@@ -121,7 +125,8 @@ def noise_batch(
     return Noised(
         ids_BT=masked.ids_BT,
         positions_BT=batch.positions_BT,
-        is_visible_BT=batch.is_visible_BT,
+        is_visible_BT=visible_BT,
+        bias_BTT=bias_BTT,
         has_loss_BT=has_loss_BT,
         labels_N=labels_BT[has_loss_BT],
         weights_N=weights_BT[has_loss_BT],
@@ -135,7 +140,11 @@ def _mask(batch: Batch, objective: DirectionObjective, noise: Noise, mask_id: in
     given = (batch.ids_BT, batch.is_target_BT, noise, mask_id)
     if objective.masking == "schedule":
         return mask_by_schedule(*given, schedule=objective.schedule, min_ratio=objective.min_ratio)
-    return mask_targets(*given, is_one_forced=objective.is_one_forced)
+    return mask_targets(
+        *given,
+        is_one_forced=objective.is_one_forced,
+        is_forced_anywhere=objective.is_forced_anywhere,
+    )
 
 
 def noise_batches(
@@ -251,14 +260,14 @@ def losses_of(
         logits_NC = model(
             part.ids_BT,
             positions_BT=part.positions_BT,
-            attend=part.is_visible_BT,
+            attend=part.is_visible_BT if part.bias_BTT is None else part.bias_BTT,
             rows=part.has_loss_BT,
             columns=head_columns(part.columns, device),
         )
         losses_N = cross_entropy(logits_NC, part.labels_N, is_float32=objective.is_float32)
         loss = weighted_sum(losses_N, part, objective) / max(1, totals[task])
         terms.append(objective.coefficient * loss)
-        per_task[task], nll[task] = loss.detach(), losses_N.detach().float().sum()
+        per_task[task], nll[task] = loss.detach(), losses_N.detach().float()
     return Losses(
         total=torch.stack(terms).sum(),
         per_task=per_task,

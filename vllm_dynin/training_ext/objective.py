@@ -112,6 +112,7 @@ def mask_targets(
     mask_id: int,
     *,
     is_one_forced: bool = False,
+    is_forced_anywhere: bool = False,
 ) -> Masked:
     """Hide each target independently with its row's probability p = 0.999 t + 0.001.
 
@@ -124,16 +125,18 @@ def mask_targets(
         noise: a target is hidden where its draw is below p.
         mask_id: id to write.
         is_one_forced: in a row where the draws hid nothing, hide one target, each equally likely.
-            The released stages 2 and 3 force one for text, among all positions, condition
-            included, and undo it there.
+        is_forced_anywhere: PARITY: look at all positions, condition included, where a position is
+            forced and undone again (text of the released stages 2 and 3).
     """
     probability_B = (1.0 - MIN_PROBABILITY) * noise.level_B + MIN_PROBABILITY
-    is_masked_BT = (noise.uniform_BT < probability_B[:, None]) & is_target_BT
+    is_eligible_BT = torch.ones_like(is_target_BT) if is_forced_anywhere else is_target_BT
+    is_masked_BT = (noise.uniform_BT < probability_B[:, None]) & is_eligible_BT
     if is_one_forced:
         # Draws are independent, so the lowest one among the targets is anywhere equally likely.
-        lowest_B = noise.uniform_BT.masked_fill(~is_target_BT, torch.inf).argmin(-1)
-        is_forced_B = ~is_masked_BT.any(-1) & is_target_BT.any(-1)
+        lowest_B = noise.uniform_BT.masked_fill(~is_eligible_BT, torch.inf).argmin(-1)
+        is_forced_B = ~is_masked_BT.any(-1) & is_eligible_BT.any(-1)
         is_masked_BT[is_forced_B, lowest_B[is_forced_B]] = True
+    is_masked_BT = is_masked_BT & is_target_BT
     return Masked(
         ids_BT=ids_BT.masked_fill(is_masked_BT, mask_id),
         is_masked_BT=is_masked_BT,

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -24,6 +24,7 @@ from vllm_dynin.processors.assemble import PromptAssembler
 from vllm_dynin.processors.templates import DIRECTIONS, EosPolicy, Filler, Sample
 from vllm_dynin.processors.text_tokenizer import TextTokenizer
 from vllm_dynin.tokens import Modality
+from vllm_dynin.training_ext.released_layouts import Layout, Pair, released_layout
 
 Codes = tuple[int, ...]
 
@@ -124,6 +125,10 @@ class SamplePolicy:
         identity: probability with which an edit becomes the source itself, without instruction.
         instructions: drawn from where the record has no text of its own (and in front of the
             sentence for t2s); empty takes the direction's list.
+        text_block: tokens of the text block of t2i, i2i, t2s and v2s; None takes the one the
+            checkpoint is served with.
+        audio_block: tokens of the padded audio part of s2t, for released layouts only.
+        layout: `serving`, or what a released stage does instead (`released_layouts`).
 
     Raises:
         ValueError: a number is out of range, or both lengths are given.
@@ -138,12 +143,15 @@ class SamplePolicy:
     dropout: float = 0.0
     identity: float = 0.0
     instructions: tuple[str, ...] = ()
+    text_block: int | None = None
+    audio_block: int | None = None
+    layout: Layout = "serving"
 
     def __post_init__(self) -> None:
         for name in ("dropout", "identity"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be from 0 to 1")
-        for name in ("num_targets", "row_length"):
+        for name in ("num_targets", "row_length", "text_block", "audio_block"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value} must be at least 1, or None")
@@ -256,12 +264,18 @@ def make_sample(
 
 
 def _lay_out(record: Record, context: SampleContext, policy: SamplePolicy, draws: Draws) -> Sample:
-    head = _head(record, context.assembler, draws)
-    target, text = _target(record, context.assembler, draws)
+    assembler = _with_block(context.assembler, policy.text_block)
+    build = released_layout(record.task, policy.layout)
+    text = None
+    if build is not None and not draws.is_text_dropped:
+        head, target = build(_released_pair(record, assembler, policy, draws), assembler)
+    else:
+        head = _head(record, assembler, draws)
+        target, text = _target(record, assembler, draws)
     num_targets = None
     if DIRECTIONS[record.task].output is not Modality.IMAGE:
         num_targets = _region_length(len(head), len(target), policy, draws)
-    return context.assembler.sample(
+    return assembler.sample(
         head,
         target,
         num_targets=num_targets,
@@ -269,6 +283,34 @@ def _lay_out(record: Record, context: SampleContext, policy: SamplePolicy, draws
         task=record.task,
         eos_policy=policy.eos,
         filler=policy.filler,
+    )
+
+
+def _with_block(assembler: PromptAssembler, text_block: int | None) -> PromptAssembler:
+    if text_block is None:
+        return assembler
+    return replace(
+        assembler,
+        image_text_block=text_block,
+        speech_text_block=text_block,
+        video_text_block=text_block,
+    )
+
+
+def _released_pair(
+    record: Record, assembler: PromptAssembler, policy: SamplePolicy, draws: Draws
+) -> Pair:
+    units = record.units or ()
+    return Pair(
+        text=record.text or draws.instruction,
+        instruction=draws.instruction,
+        answer=record.answer or "",
+        images=record.images,
+        units=units,
+        thinking=bool(record.thinking),
+        row_length=policy.row_length,
+        text_block=assembler.speech_text_block,
+        audio_block=policy.audio_block or len(units) + 3,
     )
 
 

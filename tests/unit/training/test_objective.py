@@ -13,6 +13,7 @@ from vllm_dynin.training_ext.objective import (
     class_labels,
     cross_entropy,
     draw_noise,
+    mask_by_schedule,
     mask_targets,
     position_weights,
 )
@@ -217,3 +218,118 @@ def test_the_loss_is_an_unbiased_bound():
     )
     weights = position_weights("llada_sft", masked, labels.expand(rows, -1), lengths.expand(rows))
     assert weights.sum().item() == pytest.approx(1.0, abs=0.05)
+
+
+# --- masking by schedule --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("num_targets", "expected"),
+    [
+        (16, {0: 16, 0.25: 15, 0.5: 11, 0.75: 6, 0.9: 3, 1: 1}),
+        (1024, {0: 1024, 0.25: 946, 0.5: 724, 0.75: 392, 0.9: 160, 1: 1}),
+    ],
+)
+def test_images_hide_as_many_as_the_schedule_says(num_targets, expected):
+    levels = torch.tensor(list(expected))
+    rows, length = len(levels), num_targets + 3
+    is_target = torch.zeros(rows, length, dtype=torch.bool)
+    is_target[:, 2:-1] = True
+    noise = Noise(level_B=levels, uniform_BT=draw_noise((rows, length), 4).uniform_BT)
+    ids = torch.arange(length).expand(rows, -1) + 100
+    masked = mask_by_schedule(ids, is_target, noise, MASK)
+    assert masked.is_masked_BT.sum(1).tolist() == list(expected.values())
+    assert not (masked.is_masked_BT & ~is_target).any()
+    assert torch.equal(masked.ids_BT, ids.masked_fill(masked.is_masked_BT, MASK))
+    assert masked.probability_B.tolist() == pytest.approx(
+        [k / num_targets for k in expected.values()]
+    )
+
+
+def test_halves_round_to_even():
+    """Linear schedule, five targets: ratios 0.5 and 0.3 are 2.5 and 1.5 targets."""
+    noise = Noise(level_B=torch.tensor([0.5, 0.7]), uniform_BT=torch.rand(2, 5))
+    is_target = torch.ones(2, 5, dtype=torch.bool)
+    masked = mask_by_schedule(torch.zeros(2, 5), is_target, noise, MASK, schedule="linear")
+    assert masked.is_masked_BT.sum(1).tolist() == [2, 2]
+
+
+def test_min_ratio_is_a_floor_and_rows_may_differ_in_targets():
+    is_target = torch.tensor([[True] * 8, [True] * 4 + [False] * 4, [False] * 8])
+    noise = Noise(level_B=torch.ones(3), uniform_BT=draw_noise((3, 8), 1).uniform_BT)
+    masked = mask_by_schedule(torch.zeros(3, 8), is_target, noise, MASK, min_ratio=0.5)
+    assert masked.is_masked_BT.sum(1).tolist() == [4, 2, 0]
+    assert not (masked.is_masked_BT & ~is_target).any()
+
+
+def test_each_choice_of_targets_is_equally_likely():
+    rows = 6000
+    noise = Noise(level_B=torch.full((rows,), 0.5), uniform_BT=draw_noise((rows, 4), 2).uniform_BT)
+    masked = mask_by_schedule(
+        torch.zeros(rows, 4), torch.ones(rows, 4, dtype=torch.bool), noise, MASK, schedule="linear"
+    )
+    codes = (masked.is_masked_BT * torch.tensor([1, 2, 4, 8])).sum(1)
+    counts = torch.bincount(codes, minlength=16)
+    pairs = [3, 5, 6, 9, 10, 12]
+    assert counts.sum() == counts[pairs].sum()
+    assert counts[pairs].min() > 870 and counts[pairs].max() < 1130  # 1000 each, 4.5 sigma
+
+
+def test_mean_mask_ratio_of_the_cosine_schedule():
+    levels = draw_noise((20_000, 1), 3).level_B
+    noise = Noise(level_B=levels, uniform_BT=torch.rand(20_000, 64))
+    is_target = torch.ones(20_000, 64, dtype=torch.bool)
+    masked = mask_by_schedule(torch.zeros(20_000, 64), is_target, noise, MASK)
+    assert masked.probability_B.mean().item() == pytest.approx(2 / torch.pi, abs=0.008)
+
+
+def test_restricted_softmax_of_images():
+    """Ten rows, image codes 4 and 5: both masked, logit ln 3 at 4."""
+    logits = torch.zeros(2, 10)
+    logits[:, 4] = torch.log(torch.tensor(3.0))
+    labels = class_labels(torch.tensor([4, 5]), [(4, 6)])
+    losses = cross_entropy(logits[:, 4:6], labels)
+    weights = position_weights(
+        "mean", masked_batch([[True, True]], [1.0]), labels[None], torch.tensor([2])
+    )
+    assert (weights[0] * losses).sum().item() == pytest.approx(0.836988, abs=1e-6)
+    whole = cross_entropy(logits, torch.tensor([4, 5]))
+    assert whole.mean().item() == pytest.approx(1.935600, abs=1e-6)
+
+
+# --- noise of a step that is shared out -----------------------------------------------------------
+
+
+def test_noise_follows_the_number_of_a_row_not_its_place_or_length():
+    whole = draw_noise((6, 40), 8)
+    part = draw_noise((2, 25), 8, rows=[4, 1])
+    assert torch.equal(part.level_B, whole.level_B[[4, 1]])
+    assert torch.equal(part.uniform_BT, whole.uniform_BT[[4, 1], :25])
+
+
+def test_stratified_levels_are_those_of_the_whole_step():
+    whole = draw_noise((6, 4), 8, is_stratified=True)
+    part = draw_noise((2, 4), 8, rows=[4, 1], is_stratified=True, num_stratified=6)
+    assert torch.allclose(part.level_B, whole.level_B[[4, 1]])
+
+
+def test_mean_of_the_inverse_probability():
+    """What makes `release` weigh rows with a small p so heavily: E[1/p] = ln(1000) / 0.999."""
+    levels = (torch.arange(2_000_000, dtype=torch.float64) + 0.5) / 2_000_000
+    noise = Noise(level_B=levels, uniform_BT=torch.ones(2_000_000, 1))
+    is_target = torch.ones(2_000_000, 1, dtype=torch.bool)
+    masked = mask_targets(is_target.long(), is_target, noise, MASK)
+    assert (1 / masked.probability_B).mean().item() == pytest.approx(6.9147, abs=1e-3)
+
+
+def test_the_released_forced_position_may_be_undone():
+    is_target = torch.tensor([[False, True, True], [False, True, True], [False, True, True]])
+    uniform = torch.tensor([[0.5, 0.9, 0.8], [0.9, 0.5, 0.8], [0.0, 0.9, 0.8]])
+    noise = Noise(level_B=torch.zeros(3), uniform_BT=uniform)
+    ids = torch.zeros(3, 3, dtype=torch.int64)
+    masked = mask_targets(ids, is_target, noise, MASK, is_one_forced=True, is_forced_anywhere=True)
+    assert masked.is_masked_BT.tolist() == [
+        [False, False, False],  # fell into the condition
+        [False, True, False],
+        [False, False, False],  # the condition drew one itself, so none was forced
+    ]
