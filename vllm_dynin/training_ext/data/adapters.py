@@ -16,7 +16,7 @@ from typing import Any
 
 from vllm_dynin.canvas import Task
 from vllm_dynin.training_ext.data.bad import BadKind, BadSample
-from vllm_dynin.training_ext.data.raw import RawRecord, Turn
+from vllm_dynin.training_ext.data.raw import RawRecord, Turn, Video
 from vllm_dynin.training_ext.data.rows import Medium, Row
 
 Adapter = Callable[[Row, Task], list[RawRecord]]
@@ -150,10 +150,10 @@ def prompt_image(row: Row, task: Task) -> list[RawRecord]:
 
 def preference(row: Row, task: Task) -> list[RawRecord]:
     """A prompt with two images and who won, as in Pick-a-Pic; of a tie the first image is taken."""
-    labels = row.fields.get("label_0"), row.fields.get("label_1")
-    if not all(isinstance(label, int | float) for label in labels):
-        raise BadSample(BadKind.FIELDS, f"label_0 and label_1 are {labels}, not numbers")
-    name = "jpg_1" if labels[1] > labels[0] else "jpg_0"
+    first, second = row.fields.get("label_0"), row.fields.get("label_1")
+    if not isinstance(first, int | float) or not isinstance(second, int | float):
+        raise BadSample(BadKind.FIELDS, f"label_0={first!r}, label_1={second!r} are not numbers")
+    name = "jpg_1" if second > first else "jpg_0"
     image = row.medium(row.fields[_first(row, (name,))])
     return [RawRecord(task=task, key=row.key, text=_text(row, _PROMPT), target_image=image)]
 
@@ -267,7 +267,9 @@ def _span(row: Row) -> tuple[float, float] | None:
         if start is None and end is None:
             continue
         if not isinstance(start, int | float) or not isinstance(end, int | float):
-            raise BadSample(BadKind.FIELDS, f"{first}={start!r} and {last}={end!r}: both in seconds")
+            raise BadSample(
+                BadKind.FIELDS, f"{first}={start!r} and {last}={end!r}: both in seconds"
+            )
         if not 0 <= start < end:
             raise BadSample(BadKind.FIELDS, f"{first}={start} and {last}={end}: 0 ≤ start < end")
         return float(start), float(end)
@@ -307,9 +309,14 @@ def _without_marks(text: str) -> str:
     return re.sub(r"<(?:image|video)>\n?", "", text).strip()
 
 
-def _video(row: Row, value: Any) -> Medium | tuple[Medium, ...]:
-    is_list = isinstance(value, Sequence) and not isinstance(value, str | bytes)
-    return tuple(row.medium(frame) for frame in value) if is_list else row.medium(value)
+def _video(row: Row, value: Any) -> Video:
+    """A clip, or its frames where the field is a list."""
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return tuple(row.medium(frame) for frame in value)
+    medium = row.medium(value)
+    if isinstance(medium, tuple):
+        raise BadSample(BadKind.FIELDS, "the codes of a video are a list for each frame")
+    return medium
 
 
 def _first(row: Row, names: Sequence[str]) -> str:

@@ -78,9 +78,7 @@ class MixtureConfig:
             schedule = {key: value for key, value in mix.items() if key != "sources"}
             tasks[task] = TaskMix(
                 schedule=Schedule(**_known(Schedule, schedule)),
-                sources=tuple(
-                    SourceSpec(**_known(SourceSpec, s)) for s in mix.get("sources", ())
-                ),
+                sources=tuple(SourceSpec(**_known(SourceSpec, s)) for s in mix.get("sources", ())),
             )
         others = {key: value for key, value in values.items() if key != "tasks"}
         return cls(tasks=tasks, **_known(cls, others))
@@ -119,7 +117,7 @@ def open_mixture(
         config = MixtureConfig.from_dict(config)
     encoder = Encoder() if encoder is None else encoder
     log = BadLog(config.max_bad_share)
-    opened = {}
+    opened: dict[Task, list[tuple[ShuffledSource, float]]] = {}
     for task, mix in config.tasks.items():
         opened[task] = []
         for spec in mix.sources:

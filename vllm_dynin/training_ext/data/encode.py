@@ -20,7 +20,7 @@ from vllm_dynin.processors.codecs.video import load_frames
 from vllm_dynin.processors.codecs.video_worker import frame_indices
 from vllm_dynin.processors.media import AUDIO_RATE, CodecFolders, MediaCodecs
 from vllm_dynin.training_ext.data.bad import BadKind, BadSample
-from vllm_dynin.training_ext.data.raw import RawRecord
+from vllm_dynin.training_ext.data.raw import RawRecord, Video
 from vllm_dynin.training_ext.data.rows import Medium
 from vllm_dynin.training_ext.records import Codes, Record
 
@@ -146,7 +146,7 @@ class Encoder:
         except MediaError as error:
             raise _bad(medium, error) from error
 
-    def _frames(self, video: Medium | tuple[Medium, ...]) -> tuple[Codes, ...]:
+    def _frames(self, video: Video) -> tuple[Codes, ...]:
         options = self.options
         limits = replace(DEFAULT_LIMITS, max_seconds=options.max_video_seconds)
         count, side = options.video_frames, options.video_resolution
@@ -154,9 +154,13 @@ class Encoder:
             if isinstance(video, Path) and video.is_dir():
                 video = tuple(_folder_of_frames(video))
             if isinstance(video, tuple):
-                if all(isinstance(frame, tuple) for frame in video):  # codes of each frame
-                    return video  # type: ignore[return-value]
-                chosen = [video[index] for index in frame_indices(len(video), count)]
+                codes = tuple(frame for frame in video if isinstance(frame, tuple))
+                files = [frame for frame in video if not isinstance(frame, tuple)]
+                if not files:
+                    return codes
+                if codes:
+                    raise BadSample(BadKind.FIELDS, "frames are all codes or all images")
+                chosen = [files[index] for index in frame_indices(len(files), count)]
                 taken = [resize_and_crop(open_image(f), side, side) for f in chosen]
             else:
                 taken = load_frames(video, count, side, limits)

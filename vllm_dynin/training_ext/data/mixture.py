@@ -335,7 +335,7 @@ class Mixture:
                 "ranks as before"
             )
         for task, draws in self._draws.items():
-            part = self._pools[task] if task in self._pools else draws
+            part = self._pools.get(task, draws)
             part.load_state_dict(state["tasks"][task.value])
         self.bad.load_state_dict(state["bad"])
         self.step = state["step"]
@@ -344,5 +344,10 @@ class Mixture:
 def approximate_length(record: Record) -> int:
     """Positions a record takes, roughly: its codes, and a token for every four bytes of text."""
     texts = [record.text, record.answer or "", *(turn["content"] for turn in record.turns)]
-    codes = [*record.images, record.target_image or (), record.units or (), record.reply_units or ()]
+    codes = [
+        *record.images,
+        record.target_image or (),
+        record.units or (),
+        record.reply_units or (),
+    ]
     return sum(map(len, codes)) + math.ceil(sum(len(text.encode()) for text in texts) / 4)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from vllm_dynin.canvas import Task
 from vllm_dynin.training_ext.data.bad import BadKind, BadSample
@@ -11,6 +12,8 @@ from vllm_dynin.training_ext.data.rows import Medium
 
 Turn = Mapping[str, str]
 """`{"role": "user", "assistant" or "system", "content": text}`."""
+Video = Path | bytes | tuple[Medium, ...]
+"""A file or a folder of frames, the bytes of a file, or the frames one by one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +47,7 @@ class RawRecord:
     turns: tuple[Turn, ...] = ()
     thinking: bool | None = None
     images: tuple[Medium, ...] = ()
-    video: Medium | tuple[Medium, ...] | None = None
+    video: Video | None = None
     target_image: Medium | None = None
     speech: Medium | None = None
     span: tuple[float, float] | None = None

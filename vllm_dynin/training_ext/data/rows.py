@@ -112,9 +112,7 @@ def parse_object(text: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise BadSample(BadKind.UNREADABLE, f"not JSON: {error}") from error
     if not isinstance(value, dict):
-        raise BadSample(
-            BadKind.UNREADABLE, f"a {type(value).__name__} where a JSON object belongs"
-        )
+        raise BadSample(BadKind.UNREADABLE, f"a {type(value).__name__} where a JSON object belongs")
     return value
 
 

@@ -120,7 +120,7 @@ class ReadyRecords:
         task: the direction they are wanted for; speech and transcript serve both.
     """
 
-    block = None
+    block: int | None = None
 
     def __init__(self, records: Sequence[Record] | TokenTable, name: str, task: Task) -> None:
         self.name = name

@@ -1,4 +1,4 @@
-"""Data sets as tables of rows: JSON Lines, what `datasets` saves, Parquet, CSV, and several at once.
+"""Data sets as tables of rows: JSON Lines, `datasets` folders, Parquet, CSV, several at once.
 
 Every table reads a row when it is asked for it. What is kept in memory is an offset for every
 sixteenth line, or a row group or two.
@@ -10,7 +10,7 @@ import bisect
 import glob
 from array import array
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
@@ -34,7 +34,7 @@ class JsonlTable:
         root: that media paths are relative to; by default the file's folder.
     """
 
-    block = None
+    block: int | None = None
 
     def __init__(self, path: Path, root: Path | None = None) -> None:
         self.path, self.name = path, path.name
@@ -55,7 +55,7 @@ class JsonlTable:
 
     @cached_property
     def _stream(self) -> BinaryIO:
-        return open(self.path, "rb")  # noqa: SIM115: kept for the next row
+        return open(self.path, "rb")
 
     def __getitem__(self, index: int) -> Row:
         if not 0 <= index < self._size:
@@ -81,7 +81,7 @@ class ArrowTable:
         root: that media paths are relative to; None allows only media that are bytes.
     """
 
-    block = None
+    block: int | None = None
 
     def __init__(self, dataset: Any, name: str, root: Path | None = None) -> None:
         # In this format media stay {"bytes", "path"}: our own readers, with limits, open them.
@@ -115,7 +115,7 @@ class ParquetTable:
         groups = self._file.metadata
         lengths = [groups.row_group(number).num_rows for number in range(groups.num_row_groups)]
         self._stops = list(accumulate(lengths))
-        self.block = max(lengths, default=1)
+        self.block: int | None = max(lengths, default=1)
         self._kept: OrderedDict[int, pyarrow.Table] = OrderedDict()
 
     def __len__(self) -> int:
@@ -181,7 +181,7 @@ def open_table(path: str | Path, *, media_root: Path | None = None, split: str =
     elif path.is_file():
         files = [path]
     else:
-        files = sorted(map(Path, glob.glob(str(path))))  # noqa: PTH207: a pattern with folders
+        files = sorted(map(Path, glob.glob(str(path))))
     if not files:
         raise ValueError(
             f"{path}: no data there; give a file, pattern or folder of {', '.join(_OPENERS)}"
@@ -229,7 +229,7 @@ def _csv_file(path: Path, root: Path | None) -> Table:
     return ArrowTable(dataset, path.name, path.parent if root is None else root)
 
 
-_OPENERS = {
+_OPENERS: dict[str, Callable[[Path, Path | None], Table]] = {
     ".jsonl": JsonlTable,
     ".parquet": ParquetTable,
     ".arrow": _arrow_file,

@@ -37,7 +37,7 @@ class TarTable:
         ValueError: it is not such a file, or it is cut off.
     """
 
-    block = _BLOCK
+    block: int | None = _BLOCK
 
     def __init__(self, path: Path, root: Path | None = None) -> None:
         self.path, self.name, self.root = path, path.name, root
@@ -64,7 +64,7 @@ class TarTable:
 
     @cached_property
     def _stream(self) -> BinaryIO:
-        return open(self.path, "rb")  # noqa: SIM115: kept for the next sample
+        return open(self.path, "rb")
 
     def __getitem__(self, index: int) -> Row:
         if not 0 <= index < self._size:
@@ -87,7 +87,7 @@ class TarTable:
 def _members(tar: tarfile.TarFile) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
     """(sample, extension, header) of each file; the archive does not keep the headers."""
     while (info := tar.next()) is not None:
-        tar.members.clear()
+        tar.members = []  # type: ignore[attr-defined]  # not in the stubs; it would keep them all
         match = _NAME.fullmatch(info.name) if info.isreg() else None
         if match is not None:
             yield match[1], match[2].lower(), info

@@ -84,7 +84,7 @@ def write_part(path: Path, records: Sequence[Record], metadata: Mapping[str, str
         codes += [code for medium in media for code in medium]
         text_offsets.append(len(texts))
         code_offsets.append(len(codes))
-    tensors = {
+    tensors: dict[str, np.ndarray[Any, np.dtype[Any]]] = {
         "text": np.frombuffer(bytes(texts), np.uint8),
         "text_offsets": np.asarray(text_offsets, np.int64),
         "codes": np.asarray(codes, np.uint16),
@@ -251,4 +251,3 @@ def swap_speech(record: Record, task: Task) -> Record:
         f"{record.where} is for {record.task.value}, its source for {task.value}; only speech "
         "and transcript can be used both ways"
     )
-
