@@ -1,0 +1,253 @@
+"""Token files: records with their media as codes, read one by one without loading the file.
+
+One safetensors file holds a part of a set: the records' texts as JSON, all codes one behind the
+other, and where each record begins in both. It is a single file so that one rename finishes it; it
+is safetensors so that a record is read by its offsets from a memory map, with the libraries that
+serving needs anyway, and so that no reader can be made to run code. (Parquet is read by row groups:
+a random record costs its whole group.)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from vllm_dynin.canvas import Task
+from vllm_dynin.training_ext.records import Record
+
+FORMAT = "vllm-dynin tokens 1"
+INDEX = "tokens.json"
+_OPEN_FILES = 32
+_MEDIA = ("target_image", "units", "reply_units")
+_TEXTS = ("text", "answer", "turns", "thinking", "source", "key")
+
+
+def to_json(record: Record) -> dict[str, Any]:
+    """A record as JSON values, its media as lists of codes; empty fields are left out."""
+    out: dict[str, Any] = {"task": record.task.value}
+    for name in _TEXTS:
+        if getattr(record, name) not in (None, "", ()) or name == "answer":
+            out[name] = getattr(record, name)
+    out |= {"images": [list(codes) for codes in record.images]} if record.images else {}
+    for name in _MEDIA:
+        if getattr(record, name) is not None:
+            out[name] = list(getattr(record, name))
+    return {name: value for name, value in out.items() if value is not None}
+
+
+def from_json(fields: Mapping[str, Any]) -> Record:
+    """The record of `to_json`.
+
+    Raises:
+        ValueError: a field is unknown, or missing for the direction.
+    """
+    known = dict(fields)
+    known["task"] = Task(known["task"])
+    known["turns"] = tuple(known.get("turns", ()))
+    known["images"] = tuple(map(tuple, known.get("images", ())))
+    for name in _MEDIA:
+        if known.get(name) is not None:
+            known[name] = tuple(known[name])
+    try:
+        return Record(**known)
+    except TypeError as error:
+        raise ValueError(f"not a record: {error}") from error
+
+
+def write_part(path: Path, records: Sequence[Record], metadata: Mapping[str, str]) -> None:
+    """Write one file, whole or not at all.
+
+    Args:
+        path: of the file; an existing one is replaced.
+        records: of the part, perhaps none.
+        metadata: more fields for the header.
+    """
+    texts, codes, text_offsets, code_offsets = bytearray(), [], [0], [0]
+    for record in records:
+        fields = to_json(record)
+        media = [*fields.pop("images", [])]
+        lengths: dict[str, Any] = {"images": [len(image) for image in media]} if media else {}
+        for name in _MEDIA:
+            if name in fields:
+                media.append(fields.pop(name))
+                lengths[name] = len(media[-1])
+        texts += json.dumps({**fields, "lengths": lengths}, ensure_ascii=False).encode()
+        codes += [code for medium in media for code in medium]
+        text_offsets.append(len(texts))
+        code_offsets.append(len(codes))
+    tensors: dict[str, np.ndarray[Any, np.dtype[Any]]] = {
+        "text": np.frombuffer(bytes(texts), np.uint8),
+        "text_offsets": np.asarray(text_offsets, np.int64),
+        "codes": np.asarray(codes, np.uint16),
+        "code_offsets": np.asarray(code_offsets, np.int64),
+    }
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    save_file(tensors, temporary, {"format": FORMAT, **metadata})
+    with open(temporary, "rb") as stream:
+        os.fsync(stream.fileno())
+    temporary.replace(path)
+
+
+class TokenPart:
+    """One file of tokens.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        ValueError: it is no token file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._file = safe_open(path, framework="np")
+        except (OSError, SafetensorError) as error:
+            raise ValueError(f"{path}: not a token file: {error}") from error
+        self.metadata: dict[str, str] = self._file.metadata() or {}
+        if self.metadata.get("format") != FORMAT:
+            raise ValueError(
+                f"{path}: format {self.metadata.get('format')!r}, not {FORMAT!r}; write it anew "
+                "with vllm-dynin tokenize"
+            )
+        self._slices = {name: self._file.get_slice(name) for name in self._file.keys()}  # noqa: SIM118
+
+    def __len__(self) -> int:
+        return int(self._slices["text_offsets"].get_shape()[0]) - 1
+
+    def __getitem__(self, index: int) -> Record:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        start, stop = self._slices["text_offsets"][index : index + 2].tolist()
+        fields = json.loads(self._slices["text"][start:stop].tobytes())
+        start, stop = self._slices["code_offsets"][index : index + 2].tolist()
+        codes = self._slices["codes"][start:stop].tolist()
+        lengths: dict[str, Any] = fields.pop("lengths")
+        fields["images"] = [_take(codes, length) for length in lengths.get("images", ())]
+        for name in _MEDIA:
+            if name in lengths:
+                fields[name] = _take(codes, lengths[name])
+        return from_json(fields)
+
+
+def _take(codes: list[int], length: int) -> list[int]:
+    taken = codes[:length]
+    del codes[:length]
+    return taken
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenIndex:
+    """What `vllm-dynin tokenize` says about the folder it writes.
+
+    Args:
+        identity: data, adapter, sizes and codecs, as JSON values: equal for equal tokens.
+        num_parts: files that make up the set.
+        num_records: records in each of them; empty while it is being written.
+    """
+
+    identity: Mapping[str, Any]
+    num_parts: int
+    num_records: tuple[int, ...] = ()
+
+    def write(self, folder: Path) -> None:
+        """Write it, whole or not at all."""
+        temporary = folder / f"{INDEX}.{os.getpid()}.tmp"
+        fields = {"format": FORMAT, "identity": dict(self.identity), "num_parts": self.num_parts}
+        fields["num_records"] = list(self.num_records)
+        temporary.write_text(json.dumps(fields, indent=1, ensure_ascii=False) + "\n")
+        temporary.replace(folder / INDEX)
+
+    @classmethod
+    def read(cls, folder: Path) -> TokenIndex:
+        """Read it back.
+
+        Raises:
+            ValueError: there is none, or of another format.
+        """
+        try:
+            fields = json.loads((folder / INDEX).read_text())
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{folder}: no folder of tokens: {error}") from error
+        if fields.get("format") != FORMAT:
+            raise ValueError(f"{folder}: format {fields.get('format')!r}, not {FORMAT!r}")
+        return cls(
+            identity=fields["identity"],
+            num_parts=fields["num_parts"],
+            num_records=tuple(fields["num_records"]),
+        )
+
+
+def part_name(number: int, num_parts: int) -> str:
+    """File of a part, counted from 0."""
+    return f"tokens-{number:05d}-of-{num_parts:05d}.safetensors"
+
+
+class TokenTable:
+    """The records of a folder that `vllm-dynin tokenize` wrote.
+
+    Args:
+        folder: with its index and all of its parts.
+        name: of the set, for reports; by default that of the folder.
+
+    Raises:
+        ValueError: it is no such folder, or not finished.
+    """
+
+    def __init__(self, folder: Path, name: str | None = None) -> None:
+        self.name = folder.name if name is None else name
+        self._folder = folder
+        self.index = TokenIndex.read(folder)
+        if not self.index.num_records:
+            present = len(list(folder.glob("tokens-*.safetensors")))
+            raise ValueError(
+                f"{folder}: {present} of {self.index.num_parts} parts are there; run the same "
+                "vllm-dynin tokenize again to finish it"
+            )
+        self._stops = np.cumsum(self.index.num_records)
+        self._open: OrderedDict[int, TokenPart] = OrderedDict()
+
+    def __len__(self) -> int:
+        return int(self._stops[-1])
+
+    def __getitem__(self, index: int) -> Record:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        number = int(np.searchsorted(self._stops, index, side="right"))
+        start = int(self._stops[number - 1]) if number else 0
+        return replace(self._part(number)[index - start], source=self.name)
+
+    def _part(self, number: int) -> TokenPart:
+        if number not in self._open:
+            path = self._folder / part_name(number, self.index.num_parts)
+            self._open[number] = TokenPart(path)
+            if len(self._open) > _OPEN_FILES:
+                self._open.popitem(last=False)
+        self._open.move_to_end(number)
+        return self._open[number]
+
+
+def swap_speech(record: Record, task: Task) -> Record:
+    """A pair of speech and transcript for the direction wanted; others are returned as they are.
+
+    Raises:
+        ValueError: the record is for another direction, and no such pair.
+    """
+    if record.task is task:
+        return record
+    if record.task is Task.SPEECH_TO_TEXT and task is Task.TEXT_TO_SPEECH:
+        return replace(record, task=task, text=record.answer or "", answer=None)
+    if record.task is Task.TEXT_TO_SPEECH and task is Task.SPEECH_TO_TEXT:
+        return replace(record, task=task, text="", answer=record.text)
+    raise ValueError(
+        f"{record.where} is for {record.task.value}, its source for {task.value}; only speech "
+        "and transcript can be used both ways"
+    )
