@@ -90,7 +90,7 @@ class Losses:
     Args:
         total: scalar with a gradient: sum of coefficient × loss.
         per_task: loss of each direction, scalars without a gradient and without coefficient.
-        nll: sum of the plain cross-entropies of each direction's positions, for logs.
+        nll: plain cross-entropy of each position with a loss, float32 [N], for logs.
         num_supervised: how many positions that were.
     """
 
@@ -258,7 +258,7 @@ def losses_of(
         losses_N = cross_entropy(logits_NC, part.labels_N, is_float32=objective.is_float32)
         loss = weighted_sum(losses_N, part, objective) / max(1, totals[task])
         terms.append(objective.coefficient * loss)
-        per_task[task], nll[task] = loss.detach(), losses_N.detach().float().sum()
+        per_task[task], nll[task] = loss.detach(), losses_N.detach().float()
     return Losses(
         total=torch.stack(terms).sum(),
         per_task=per_task,
