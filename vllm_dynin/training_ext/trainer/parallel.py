@@ -49,7 +49,7 @@ class Parallel:
         self.config = config
         self.accelerator = Accelerator(gradient_accumulation_steps=config.num_micro_batches)
         _check_launcher(self.accelerator, config)
-        self._module: nn.Module | None = None
+        self._module: Any = None  # what prepare() wrapped
 
     @property
     def device(self) -> torch.device:
