@@ -1,11 +1,21 @@
 """One step is one step, however it is cut up, and a resumed run is the run that was not cut off."""
 
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
 import pytest
 import torch
+from helpers.training_killed import SETTINGS
 from helpers.training_runs import DIRECTIONS, small_model, small_trainer
 
 from vllm_dynin.training_ext.trainer import TrainConfig
 from vllm_dynin.training_ext.trainer.checkpoints import whole_checkpoints
+
+ROOT = Path(__file__).parents[3]
 
 
 def config(**changes):
@@ -118,3 +128,34 @@ def test_low_precision_weights_are_refused():
     model = small_model().bfloat16()
     with pytest.raises(ValueError, match=r"wte.weight is torch.bfloat16; .*dtype=torch.float32"):
         type(trainer)(model, trainer.feed, {}, trainer.config)
+
+
+def test_a_run_killed_while_saving_resumes_from_its_last_whole_checkpoint(tmp_path):
+    """SIGKILL with every file of the second checkpoint written and none of it in place."""
+    command = [sys.executable, "-m", "helpers.training_killed", str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    process = subprocess.Popen(command, env=environment, cwd=ROOT)
+    try:
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "ready").exists():
+            assert process.poll() is None, "the run ended before its second save"
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    folder = tmp_path / "checkpoints"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        ".step-00000004.tmp",
+        "step-00000002",
+    ]
+    (path,) = whole_checkpoints(folder)
+    settings = TrainConfig(**SETTINGS)
+    again, whole = small_trainer(settings, seed=9), small_trainer(settings)
+    again.resume(path)
+    assert again.step == 2
+    run(again)
+    run(whole)
+    assert_equal_runs(whole, again)
+    again.save(folder, keep=1)
+    assert [path.name for path in folder.iterdir()] == ["step-00000005"]

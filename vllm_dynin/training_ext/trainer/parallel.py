@@ -80,6 +80,10 @@ class Parallel:
         """Wait until every process is here."""
         self.accelerator.wait_for_everyone()
 
+    def close(self) -> None:
+        """Leave the process group; the last thing a process does."""
+        self.accelerator.end_training()
+
     # --- set-up -----------------------------------------------------------------------------------
 
     def prepare(self, model: LLaDA, module: nn.Module) -> tuple[nn.Module, Optimizer]:
