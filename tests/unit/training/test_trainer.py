@@ -3,19 +3,16 @@
 import pytest
 import torch
 
+from vllm_dynin.canvas import Task
 from vllm_dynin.config import LLaDAConfig
 from vllm_dynin.processors.templates import IGNORE, build_sample
 from vllm_dynin.reference.backbone import LLaDA
 from vllm_dynin.training_ext.collate import collate
 from vllm_dynin.training_ext.initialise import initialise
-from vllm_dynin.training_ext.tiny_text.recipe import batch_at, run, tiny_text
-from vllm_dynin.training_ext.trainer import (
-    TrainConfig,
-    make_optimizer,
-    text_batch_loss,
-    train,
-    warmup_cosine,
-)
+from vllm_dynin.training_ext.losses import mixed_loss
+from vllm_dynin.training_ext.tiny_text.recipe import batch_at, objectives, run, tiny_text
+from vllm_dynin.training_ext.trainer import FunctionFeed, TrainConfig, train, warmup_cosine
+from vllm_dynin.training_ext.trainer.optimiser import make_optimizer
 
 CONFIG = LLaDAConfig(d_model=32, n_heads=1, n_layers=2, mlp_hidden_size=48, text_vocab_size=300)
 
@@ -85,8 +82,8 @@ def test_collate_hides_what_it_adds():
 def test_a_rows_loss_does_not_depend_on_its_neighbours_length():
     model = small_model()
     short, long = sample([5], [6], 3), sample([5, 6, 7, 8, 9], [8, 9, 10], 9)
-    config = TrainConfig(num_steps=1)
-    alone, _ = text_batch_loss(model, collate([short]), config, 0)
+    task = Task.TEXT_TO_TEXT
+    alone = mixed_loss(model, {task: collate([short])}, objectives(), 0)
     padded = collate([short, long])
     # The same row with the same draws, beside positions that only the longer row has.
     padded = type(padded)(
@@ -95,18 +92,18 @@ def test_a_rows_loss_does_not_depend_on_its_neighbours_length():
         labels_BT=padded.labels_BT[:1],
         is_visible_BT=padded.is_visible_BT[:1],
     )
-    beside, _ = text_batch_loss(model, padded, config, 0)
-    assert torch.allclose(alone, beside, atol=1e-5)
+    beside = mixed_loss(model, {task: padded}, objectives(), 0)
+    assert alone.num_supervised == beside.num_supervised
+    assert torch.allclose(alone.total, beside.total, atol=1e-5)
 
 
 def test_training_overfits_one_batch_and_touches_every_weight():
     model = small_model()
     before = {name: weight.clone() for name, weight in model.named_parameters()}
     batch = collate([sample([5, 6], [7, 8, 9], 4), sample([20, 21], [10, 11, 12], 4)])
-    config = TrainConfig(
-        num_steps=200, learning_rate=3e-3, num_warmup_steps=5, loss="mean", weight_decay=0.0
-    )
-    losses = [report.loss for report in train(model, lambda step: batch, config)]
+    config = TrainConfig(num_steps=200, learning_rate=3e-3, num_warmup_steps=5, weight_decay=0.0)
+    feed = FunctionFeed(lambda step: batch)
+    losses = [report.loss for report in train(model, feed, objectives(), config)]
     assert sum(losses[:5]) / 5 > 2
     assert sum(losses[-20:]) / 20 < 0.05
     assert all(not torch.equal(weight, before[name]) for name, weight in model.named_parameters())

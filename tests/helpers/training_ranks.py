@@ -1,0 +1,58 @@
+"""What each of several training processes runs: DDP, then FSDP2, in one process group.
+
+Run by `test_training_ranks.py`, once for each rank, with the folder to write to.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from helpers.training_runs import small_trainer
+from safetensors.torch import save_file
+
+from vllm_dynin.training_ext.trainer import TrainConfig, Trainer
+from vllm_dynin.training_ext.trainer.parallel import whole
+
+SETTINGS = {"num_steps": 3, "seed": 3, "learning_rate": 1e-3, "num_warmup_steps": 1}
+MODES = {
+    "ddp": {"num_micro_batches": 2},
+    "fsdp2": {"num_micro_batches": 2, "sharding": "fsdp2", "ema_decay": 0.9},
+    "fsdp2_bf16": {"sharding": "fsdp2", "precision": "bf16", "is_activation_checkpointed": True},
+}
+
+
+def one_run(folder: Path, mode: str) -> Trainer:
+    """Train; with shards also save half way, and go on from there in a second trainer."""
+    config = TrainConfig(**SETTINGS, **MODES[mode])
+    trainer = small_trainer(config, rows=4)
+    reports = []
+    path = None
+    for report in trainer.steps():
+        reports.append({k: v for k, v in report.scalars().items() if k != "seconds"})
+        if mode == "fsdp2" and report.step == 2:
+            path = trainer.save(folder / mode)
+    # Nobody but DDP itself keeps the copies of the ranks equal, so every rank tells its own.
+    weights = {name: whole(w.detach()).clone() for name, w in trainer.model.named_parameters()}
+    save_file(weights, folder / f"{mode}-{trainer.parallel.rank}.safetensors")
+    local = sum(p.to_local().numel() if mode != "ddp" else p.numel()
+                for p in trainer.model.parameters())  # fmt: skip
+    if path is not None:
+        again = small_trainer(config, rows=4, seed=8)
+        again.resume(path)
+        rest = [report.scalars() for report in again.steps()]
+        resumed = {name: whole(w.detach()).clone() for name, w in again.model.named_parameters()}
+        assert again.average is not None
+        save_file(resumed, folder / f"{mode}-resumed-{trainer.parallel.rank}.safetensors")
+        assert [{k: v for k, v in r.items() if k != "seconds"} for r in rest] == reports[2:]
+    values = {"reports": reports, "num_local": local, "config": asdict(config)}
+    (folder / f"{mode}-{trainer.parallel.rank}.json").write_text(json.dumps(values))
+    return trainer
+
+
+if __name__ == "__main__":
+    for name in MODES:
+        last = one_run(Path(sys.argv[1]), name)
+    last.parallel.close()

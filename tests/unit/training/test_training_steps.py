@@ -1,0 +1,161 @@
+"""One step is one step, however it is cut up, and a resumed run is the run that was not cut off."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.training_killed import SETTINGS
+from helpers.training_runs import DIRECTIONS, small_model, small_trainer
+
+from vllm_dynin.training_ext.trainer import TrainConfig
+from vllm_dynin.training_ext.trainer.checkpoints import whole_checkpoints
+
+ROOT = Path(__file__).parents[3]
+
+
+def config(**changes):
+    values = {"num_steps": 4, "seed": 3, "learning_rate": 1e-3, "num_warmup_steps": 1}
+    return TrainConfig(**values | changes)
+
+
+def run(trainer, num_steps=None):
+    reports = []
+    for report in trainer.steps():
+        reports.append(report)
+        if report.step == num_steps:
+            break
+    return reports
+
+
+def assert_equal_runs(one, other):
+    for (name, weight), twin in zip(
+        one.model.named_parameters(), other.model.parameters(), strict=True
+    ):
+        assert torch.equal(weight, twin), name
+        for key, value in one.optimizer.state[weight].items():
+            assert torch.equal(value, other.optimizer.state[twin][key]), (name, key)
+    if one.average is not None:
+        for name, weight in one.average.weights.items():
+            assert torch.equal(weight, other.average.weights[name]), name
+
+
+def test_every_direction_is_trained():
+    trainer = small_trainer(config(num_steps=60, learning_rate=3e-3), num_records=2)
+    reports = run(trainer)
+    first, last = reports[:10], reports[-10:]
+    for task in DIRECTIONS:
+        before = sum(report.tasks[task].loss for report in first)
+        after = sum(report.tasks[task].loss for report in last)
+        assert after < 0.8 * before, task
+    report = reports[0]
+    assert set(report.tasks) == set(DIRECTIONS)
+    assert report.num_supervised == sum(part.num_supervised for part in report.tasks.values())
+    assert report.loss == pytest.approx(sum(part.loss for part in report.tasks.values()))
+
+
+def test_eight_micro_batches_equal_one():
+    """14 rows of seven directions in 1, 2 and 8 passes: the same noise, loss and gradient."""
+    reports, weights = {}, {}
+    for parts in (1, 2, 8):
+        trainer = small_trainer(config(num_micro_batches=parts, num_steps=3), rows=2)
+        reports[parts] = run(trainer)
+        weights[parts] = [w.detach().clone() for w in trainer.model.parameters()]
+    for parts in (2, 8):
+        for whole, cut in zip(reports[1], reports[parts], strict=True):
+            assert cut.num_supervised == whole.num_supervised
+            assert cut.loss == pytest.approx(whole.loss, rel=1e-5)
+            assert cut.grad_norm == pytest.approx(whole.grad_norm, rel=1e-4)
+            for task, part in whole.tasks.items():
+                assert cut.tasks[task].loss == pytest.approx(part.loss, rel=1e-5)
+        # Sums in another order differ by 1e-7; Adam divides a step by its own size, so that
+        # where a gradient is near zero the difference is a share of the learning rate.
+        for one, other in zip(weights[1], weights[parts], strict=True):
+            assert torch.allclose(one, other, atol=3e-4)
+
+
+def test_a_run_resumes_bit_for_bit(tmp_path):
+    """Model, moments, average, schedule, data position and what was logged."""
+    settings = config(num_steps=5, ema_decay=0.9, num_micro_batches=2)
+    whole = small_trainer(settings)
+    expected = run(whole)
+    cut = small_trainer(settings)
+    run(cut, 3)
+    path = cut.save(tmp_path)
+    again = small_trainer(settings, seed=9)  # other weights, to be overwritten
+    again.resume(path)
+    rest = run(again)
+    assert [report.scalars() | {"seconds": 0} for report in rest] == [
+        report.scalars() | {"seconds": 0} for report in expected[3:]
+    ]
+    assert_equal_runs(whole, again)
+
+
+def test_only_the_last_checkpoints_are_kept(tmp_path):
+    trainer = small_trainer(config())
+    for _ in trainer.steps():
+        trainer.save(tmp_path, keep=2)
+    assert [path.name for path in whole_checkpoints(tmp_path)] == ["step-00000003", "step-00000004"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000003", "step-00000004"]
+
+
+def test_a_damaged_checkpoint_is_not_whole(tmp_path):
+    trainer = small_trainer(config())
+    run(trainer, 1)
+    first = trainer.save(tmp_path)
+    run(trainer, 2)
+    second = trainer.save(tmp_path)
+    assert whole_checkpoints(tmp_path) == [first, second]
+    weights = second / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    assert whole_checkpoints(tmp_path) == [first]
+
+
+def test_another_configuration_is_refused(tmp_path):
+    trainer = small_trainer(config())
+    run(trainer, 1)
+    path = trainer.save(tmp_path)
+    with pytest.raises(ValueError, match=r"learning_rate: 0\.001 → 0\.002"):
+        small_trainer(config(learning_rate=2e-3)).resume(path)
+
+
+def test_low_precision_weights_are_refused():
+    trainer = small_trainer(config())
+    model = small_model().bfloat16()
+    with pytest.raises(ValueError, match=r"wte.weight is torch.bfloat16; .*dtype=torch.float32"):
+        type(trainer)(model, trainer.feed, {}, trainer.config)
+
+
+def test_a_run_killed_while_saving_resumes_from_its_last_whole_checkpoint(tmp_path):
+    """SIGKILL with every file of the second checkpoint written and none of it in place."""
+    command = [sys.executable, "-m", "helpers.training_killed", str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    process = subprocess.Popen(command, env=environment, cwd=ROOT)
+    try:
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "ready").exists():
+            assert process.poll() is None, "the run ended before its second save"
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    folder = tmp_path / "checkpoints"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        ".step-00000004.tmp",
+        "step-00000002",
+    ]
+    (path,) = whole_checkpoints(folder)
+    settings = TrainConfig(**SETTINGS)
+    again, whole = small_trainer(settings, seed=9), small_trainer(settings)
+    again.resume(path)
+    assert again.step == 2
+    run(again)
+    run(whole)
+    assert_equal_runs(whole, again)
+    again.save(folder, keep=1)
+    assert [path.name for path in folder.iterdir()] == ["step-00000005"]

@@ -1,0 +1,213 @@
+"""The training loop.
+
+A run is a function of its configuration, its model and its feed: noise is computed from (seed,
+step, direction, row), never from what was drawn before, so a run repeats bit for bit on the same
+machine and thread count, and a resumed run equals one that was never cut off.
+
+The loss of a step is divided by denominators counted over *all* its rows before the first forward
+pass, so that cutting it into micro-batches, or sharing it out over processes, changes nothing but
+the order of additions.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vllm_dynin.canvas import Task
+from vllm_dynin.reference.backbone import LLaDA
+from vllm_dynin.training_ext.directions import DirectionObjective
+from vllm_dynin.training_ext.losses import Losses, Noised, losses_of, noise_batches
+from vllm_dynin.training_ext.trainer import checkpoints
+from vllm_dynin.training_ext.trainer.config import TrainConfig
+from vllm_dynin.training_ext.trainer.feed import Feed, MicroBatch
+from vllm_dynin.training_ext.trainer.optimiser import MovingAverage
+from vllm_dynin.training_ext.trainer.parallel import Parallel, checkpoint_activations
+from vllm_dynin.training_ext.trainer.report import StepReport, Tally
+
+Objectives = Mapping[Task, DirectionObjective]
+
+
+class TrainModule(nn.Module):
+    """The model with its losses: what DDP, FSDP2 and DeepSpeed wrap.
+
+    Their hooks run around `forward`, so the loss must come out of it; calling the model inside
+    the wrapper would leave gradients unreduced.
+    """
+
+    def __init__(self, model: LLaDA, objectives: Objectives, config: TrainConfig) -> None:
+        super().__init__()
+        self.model = model
+        self._objectives = objectives
+        # FSDP2 and DeepSpeed cast by themselves.
+        self._is_autocast = config.precision == "bf16" and config.sharding == "none"
+
+    def forward(self, noised: Mapping[Task, Noised], totals: Mapping[Task, int]) -> Losses:
+        """Losses of one micro-batch over the denominators of the whole step."""
+        device = self.model.head_weight.device.type
+        with torch.autocast(device, torch.bfloat16, enabled=self._is_autocast):
+            return losses_of(self.model, noised, self._objectives, totals)
+
+
+class Trainer:
+    """One run: `steps()` trains, `save` and `resume` keep it.
+
+    Args:
+        model: float32, trained in place.
+        feed: micro-batches of this rank.
+        objectives: of at least the directions that come up.
+        config: the run.
+        parallel: its processes; None makes them.
+
+    Raises:
+        ValueError: the weights are not float32, or the launcher disagrees with `config`.
+    """
+
+    def __init__(
+        self,
+        model: LLaDA,
+        feed: Feed,
+        objectives: Objectives,
+        config: TrainConfig,
+        parallel: Parallel | None = None,
+    ) -> None:
+        _check_float32(model)
+        self.model, self.feed, self.config = model, feed, config
+        self.parallel = parallel or Parallel(config)
+        self.step = 0
+        self._objectives = objectives
+        if config.is_activation_checkpointed:
+            checkpoint_activations(model)
+        module = TrainModule(model, objectives, config)
+        self._module, self.optimizer = self.parallel.prepare(model, module)
+        self.average: MovingAverage | None = None
+        if config.ema_decay is not None:
+            self.average = MovingAverage(model, config.ema_decay)
+
+    def steps(self) -> Iterator[StepReport]:
+        """Train up to `num_steps`, yielding a report after every optimiser step.
+
+        Between two steps the run may be saved, and the model used.
+
+        Raises:
+            FloatingPointError: the loss or the gradient is not finite; the weights are those
+                before the step.
+        """
+        while self.step < self.config.num_steps:
+            self.model.train()
+            yield self._one_step()
+        self.model.eval()
+
+    def _one_step(self) -> StepReport:
+        started = time.perf_counter()
+        # Step 0 of the schedule would leave the weights as they are.
+        learning_rate = self.config.learning_rate_at(self.step + 1)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        noised = self._noise(self.feed.next_step())
+        totals = self.parallel.sum_tasks(noised)
+        tally = Tally(self._objectives)
+        for index, part in enumerate(noised):
+            with self.parallel.micro_batch(is_last=index == len(noised) - 1):
+                losses = self._module(part, totals)
+                self.parallel.backward(losses.total)
+            tally.add(part, losses)
+        norm = self.parallel.clip(self.model)
+        report = tally.report(
+            self.parallel, step=self.step + 1, grad_norm=norm, learning_rate=learning_rate
+        )
+        _check_finite(report)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update(self.model)
+        self.step += 1
+        return report.with_seconds(time.perf_counter() - started)
+
+    def _noise(self, micro: Sequence[MicroBatch]) -> list[dict[Task, Noised]]:
+        if len(micro) != self.config.num_micro_batches:
+            raise ValueError(
+                f"the feed gave {len(micro)} micro-batches, num_micro_batches is "
+                f"{self.config.num_micro_batches}; make both agree"
+            )
+        return [
+            noise_batches(
+                one.batches,
+                self._objectives,
+                self.model.config,
+                self.config.seed,
+                self.step,
+                rows=one.rows,
+                is_stratified=self.config.is_stratified,
+                num_stratified=one.num_rows,
+            )
+            for one in micro
+        ]
+
+    # --- keeping ----------------------------------------------------------------------------------
+
+    def save(self, folder: Path, *, tokenizer: Any = None, keep: int = 2) -> Path:
+        """Write a checkpoint of the run into `folder`; see `checkpoints.save`."""
+        return checkpoints.save(
+            folder,
+            step=self.step,
+            model=self.model,
+            optimizer=self.optimizer,
+            average=self._average,
+            feed_state=self.feed.state_dict(),
+            config=self.config,
+            parallel=self.parallel,
+            tokenizer=tokenizer,
+            keep=keep,
+        )
+
+    def resume(self, path: Path) -> None:
+        """Go on from a checkpoint of the same run; see `checkpoints.load`."""
+        self.step = checkpoints.load(
+            path,
+            model=self.model,
+            optimizer=self.optimizer,
+            average=self._average,
+            load_feed=self.feed.load_state_dict,
+            config=self.config,
+            parallel=self.parallel,
+        )
+
+    @property
+    def _average(self) -> dict[str, Tensor] | None:
+        return None if self.average is None else self.average.weights
+
+
+def train(
+    model: LLaDA, feed: Feed, objectives: Objectives, config: TrainConfig
+) -> Iterator[StepReport]:
+    """Train in place, yielding a report after every optimiser step; see `Trainer`."""
+    yield from Trainer(model, feed, objectives, config).steps()
+
+
+def _check_float32(model: nn.Module) -> None:
+    for name, weight in model.named_parameters():
+        if weight.dtype != torch.float32:
+            raise ValueError(
+                f"{name} is {weight.dtype}; weights are trained in float32 (at small learning "
+                "rates most updates would round to nothing), so load with dtype=torch.float32 "
+                "and set precision=bf16 to compute in bfloat16"
+            )
+
+
+def _check_finite(report: StepReport) -> None:
+    # DeepSpeed may tell no norm; it skips steps with bad gradients itself.
+    if math.isfinite(report.loss) and not math.isinf(report.grad_norm):
+        return
+    worst = [str(task) for task, part in report.tasks.items() if not math.isfinite(part.loss)]
+    raise FloatingPointError(
+        f"step {report.step} has loss {report.loss} and gradient norm {report.grad_norm} "
+        f"({', '.join(worst) or 'no direction'} not finite); lower the learning rate "
+        f"({report.learning_rate:g}) or look at the batch of this step"
+    )

@@ -1,0 +1,46 @@
+"""AdamW with decay on matrices only, and the moving average of the weights."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from vllm_dynin.training_ext.trainer.config import TrainConfig
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""What AdamW keeps of each weight, beside the number of steps."""
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW with weight decay on matrices only.
+
+    The released list of names without decay matches no parameter, so there norms decay too.
+    """
+    matrices = [p for p in model.parameters() if p.ndim >= 2]
+    others = [p for p in model.parameters() if p.ndim < 2]
+    groups = [
+        {"params": matrices, "weight_decay": config.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=config.eps)
+
+
+class MovingAverage:
+    """Exponential moving average of a model's weights, sharded as they are.
+
+    Args:
+        model: the average starts as a copy of its weights.
+        decay: weight of the old average in each update, between 0 and 1.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.weights: dict[str, Tensor] = {
+            name: weight.detach().clone() for name, weight in model.named_parameters()
+        }
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Move towards the weights as they are now, in place."""
+        for name, weight in model.named_parameters():
+            self.weights[name].lerp_(weight.detach(), 1.0 - self.decay)

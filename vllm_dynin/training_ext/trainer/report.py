@@ -1,0 +1,208 @@
+"""What a step did, and the files it is written to."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vllm_dynin.canvas import Task
+from vllm_dynin.training_ext.directions import DirectionObjective
+from vllm_dynin.training_ext.losses import Losses, Noised
+from vllm_dynin.training_ext.trainer.parallel import Parallel
+
+LOG_FILE = "log.jsonl"
+TASKS = tuple(Task)
+BUCKET_EDGES = (0.2, 0.4, 0.6, 0.8)
+"""Masking probabilities that separate the five buckets of the logged cross-entropy."""
+_BUCKETS = len(BUCKET_EDGES) + 1
+_EDGES = torch.tensor(BUCKET_EDGES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskReport:
+    """One direction in one step, over all micro-batches and ranks.
+
+    Args:
+        loss: as its normalisation defines it, before its coefficient.
+        num_supervised: positions the loss looked at.
+        nll: mean cross-entropy of the supervised positions by masking probability: at most 0.2,
+            0.4, …, 1.0; None where a bucket is empty.
+    """
+
+    loss: float
+    num_supervised: int
+    nll: tuple[float | None, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepReport:
+    """What one optimiser step did.
+
+    Args:
+        step: counted from 1.
+        loss: of the step's rows, coefficients applied, before the update.
+        grad_norm: before clipping; not a number where DeepSpeed does not tell.
+        learning_rate: that was used.
+        num_supervised: positions the loss looked at.
+        num_positions: positions that went through the model, padding included, over all ranks.
+        seconds: wall clock since the step before.
+        tasks: the same for each direction.
+    """
+
+    step: int
+    loss: float
+    grad_norm: float
+    learning_rate: float
+    num_supervised: int
+    num_positions: int = 0
+    seconds: float = 0.0
+    tasks: Mapping[Task, TaskReport] = field(default_factory=dict)
+
+    def with_seconds(self, seconds: float) -> StepReport:
+        """The same with the step's wall clock."""
+        return replace(self, seconds=seconds)
+
+    def scalars(self) -> dict[str, float]:
+        """Flat names and numbers, as they are logged."""
+        values: dict[str, float] = {
+            "loss": self.loss,
+            "grad_norm": self.grad_norm,
+            "learning_rate": self.learning_rate,
+            "num_supervised": self.num_supervised,
+            "num_positions": self.num_positions,
+            "seconds": self.seconds,
+        }
+        for task, report in self.tasks.items():
+            values[f"loss/{task}"] = report.loss
+            values[f"num_supervised/{task}"] = report.num_supervised
+            for upper, nll in zip((*BUCKET_EDGES, 1.0), report.nll, strict=False):
+                if nll is not None:
+                    values[f"nll/{task}/p{upper:g}"] = nll
+        return values
+
+
+class RunLog:
+    """`log.jsonl` and TensorBoard events of a run; only the main process has one.
+
+    Args:
+        folder: of the run.
+        resumed_at: steps done when the run was resumed. What was logged behind them by the run
+            that was cut off is dropped, so the log of a resumed run has every step once.
+    """
+
+    def __init__(self, folder: Path, resumed_at: int = 0) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / LOG_FILE
+        kept = [line for line in _lines(path) if json.loads(line)["step"] <= resumed_at]
+        work = path.with_suffix(".tmp")
+        work.write_text("".join(kept), encoding="utf-8")
+        os.replace(work, path)
+        self._file = path.open("a", encoding="utf-8")
+        self._events = SummaryWriter(
+            str(folder / "tensorboard"), purge_step=resumed_at + 1 if resumed_at else None
+        )
+
+    def write(self, step: int, scalars: Mapping[str, float], texts: Mapping[str, Any] = {}) -> None:
+        """Add one line, and the same to TensorBoard.
+
+        Args:
+            step: optimiser steps done.
+            scalars: names and numbers.
+            texts: what is no number, e.g. generated samples; as JSON.
+        """
+        values = {"step": step, **scalars, **texts}
+        self._file.write(json.dumps(values) + "\n")
+        self._file.flush()
+        for name, value in scalars.items():
+            self._events.add_scalar(name, value, step)
+        for name, text in texts.items():
+            as_text = text if isinstance(text, str) else json.dumps(text, indent=1)
+            self._events.add_text(name, as_text, step)
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+        self._events.close()
+
+
+def _lines(path: Path) -> list[str]:
+    """Whole lines of the log; a run that was killed may have left half a line at its end."""
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [line for line in lines if line.endswith("\n")]
+
+
+class Tally:
+    """Adds up what the micro-batches of one step report.
+
+    Numbers stay tensors until the end, so that a GPU is not waited for in between.
+
+    Args:
+        objectives: of the directions, for their coefficients.
+    """
+
+    def __init__(self, objectives: Mapping[Task, DirectionObjective]) -> None:
+        self._objectives = objectives
+        self._parts: list[tuple[Task, Noised, Tensor, Tensor]] = []
+        self._num_positions = 0
+
+    def add(self, noised: Mapping[Task, Noised], losses: Losses) -> None:
+        """Add one micro-batch."""
+        for task, part in noised.items():
+            self._parts.append((task, part, losses.per_task[task], losses.nll[task]))
+            self._num_positions += part.ids_BT.numel()
+
+    def report(
+        self, parallel: Parallel, *, step: int, grad_norm: float, learning_rate: float
+    ) -> StepReport:
+        """Sum over ranks and put together; every rank gets the same."""
+        table = torch.zeros((len(TASKS), 2 * _BUCKETS + 2), dtype=torch.double)
+        for task, part, loss, nll_N in self._parts:
+            row = table[TASKS.index(task)]
+            bucket_N = torch.bucketize(part.probability_N, _EDGES)
+            row[0] += float(loss)
+            row[1 : 1 + _BUCKETS] += torch.bincount(bucket_N, minlength=_BUCKETS)
+            row[1 + _BUCKETS : -1].index_add_(0, bucket_N, nll_N.double().cpu())
+            row[-1] = 1
+        positions = torch.tensor([float(self._num_positions)], dtype=torch.double)
+        flat = parallel.sum_over_ranks(torch.cat((table.flatten(), positions)))
+        table = flat[:-1].view_as(table)
+        tasks, total, supervised = {}, 0.0, 0
+        for task, row in zip(TASKS, table.tolist(), strict=True):
+            if not row[-1]:
+                continue
+            counts, sums = row[1 : 1 + _BUCKETS], row[1 + _BUCKETS : -1]
+            tasks[task] = TaskReport(
+                loss=row[0],
+                num_supervised=int(sum(counts)),
+                nll=tuple(s / c if c else None for s, c in zip(sums, counts, strict=True)),
+            )
+            total += self._objectives[task].coefficient * row[0]
+            supervised += int(sum(counts))
+        return StepReport(
+            step=step,
+            loss=total,
+            grad_norm=grad_norm,
+            learning_rate=learning_rate,
+            num_supervised=supervised,
+            num_positions=int(flat[-1]),
+            tasks=tasks,
+        )
