@@ -65,7 +65,7 @@ class Utterance:
     is_plain: bool
 
 
-def say(digits: Sequence[int], voice: Voice = Voice()) -> Samples:  # noqa: B008 (frozen)
+def say(digits: Sequence[int], voice: Voice = Voice()) -> Samples:
     """Let flite say digits.
 
     Returns:
@@ -99,7 +99,9 @@ def drawn_voice(rng: random.Random) -> Voice:
 def sequences(*, is_held_out: bool) -> list[tuple[int, ...]]:
     """The digit sequences on one side of the split: all of one and two, some of three and four."""
     rng = random.Random("utterances")
-    found = list(itertools.chain.from_iterable(itertools.product(range(10), repeat=n) for n in (1, 2)))
+    found = list(
+        itertools.chain.from_iterable(itertools.product(range(10), repeat=n) for n in (1, 2))
+    )
     for count in range(3, MAX_DIGITS + 1):
         everything = list(itertools.product(range(10), repeat=count))
         found += rng.sample(everything, _NUM_LONGER)
