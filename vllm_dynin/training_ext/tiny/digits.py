@@ -96,7 +96,7 @@ def varied(picture: Image.Image, rng: random.Random) -> Image.Image:
     cos, sin = math.cos(angle) / scale, math.sin(angle) / scale
     middle = picture.width / 2
     across, down = (middle + rng.uniform(-0.06, 0.06) * picture.width for _ in range(2))
-    data = (cos, -sin, middle - cos * across + sin * down)
+    data: tuple[float, ...] = (cos, -sin, middle - cos * across + sin * down)
     data += (sin, cos, middle - sin * across - cos * down)
     turned = picture.transform(
         picture.size, Image.Transform.AFFINE, data, Image.Resampling.BILINEAR
