@@ -10,17 +10,19 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 from PIL import Image
 from tqdm.auto import tqdm
 
-from vllm_dynin.codec_runner import CodecRunner, Place, Sound
+from vllm_dynin.codec_runner import Call, CodecRunner, Place, Sound
+from vllm_dynin.config import LLaDAConfig
 from vllm_dynin.outputs import Part, decode_piece, output_pieces
 from vllm_dynin.planning import PlanRequest, StandardOptions, make_plan
 from vllm_dynin.processors.media import CodecFolders
 from vllm_dynin.processors.placeholders import stand_ins
+from vllm_dynin.processors.text_tokenizer import TextTokenizer
 from vllm_dynin.processors.thinking import split_thinking
 from vllm_dynin.report import Report, read_report
 from vllm_dynin.requests import Checkpoint, Prompt, Request, TextRequest
@@ -28,6 +30,7 @@ from vllm_dynin.trajectory import Trajectory
 
 if TYPE_CHECKING:
     from vllm import LLM, RequestOutput, SamplingParams
+    from vllm.config import VllmConfig
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -119,12 +122,12 @@ def generate(
         for index, request in enumerate(requests)
     ]
     params = [
-        _named(index, request, partial(_sampling_params, request, prompt))
+        _named(index, request, partial(sampling_params, request, prompt))
         for index, (request, prompt) in enumerate(zip(requests, prompts, strict=True))
     ]
     for index, (request, prompt) in enumerate(zip(requests, prompts, strict=True)):
         _named(index, request, partial(_check, request, prompt, checkpoint))
-    sent = [_vllm_prompt(prompt) for prompt in prompts]
+    sent = [vllm_prompt(prompt) for prompt in prompts]
     try:
         outputs = llm.generate(sent, params, use_tqdm=use_tqdm)
     except VLLMValidationError as error:
@@ -145,9 +148,25 @@ def checkpoint_of(llm: LLM, codecs: Place | None = None) -> Checkpoint:
     Raises:
         ValueError: the checkpoint is not of this family, or the worker cannot be asked.
     """
-    from vllm_dynin.config import LLaDAConfig
-
     vllm_config = llm.llm_engine.vllm_config
+    kept = _CHECKPOINTS.setdefault(llm, {})
+    place = codec_place(vllm_config, codecs)
+    if place not in kept:
+        call = partial(_call, weakref.ref(llm))
+        kept[place] = checkpoint_for(vllm_config, llm.get_tokenizer(), place, call)
+    return kept[place]
+
+
+def codec_place(vllm_config: VllmConfig, codecs: Place | None = None) -> Place:
+    """Where the codecs of an engine run.
+
+    Args:
+        vllm_config: of the engine.
+        codecs: as for `generate`.
+
+    Raises:
+        ValueError: the checkpoint is not of this family, or the worker cannot be asked.
+    """
     config = vllm_config.model_config.hf_config
     if not isinstance(config, LLaDAConfig):
         raise ValueError(
@@ -157,20 +176,34 @@ def checkpoint_of(llm: LLM, codecs: Place | None = None) -> Checkpoint:
     is_reachable = _has_extension(vllm_config.parallel_config.worker_extension_cls)
     if codecs is None:
         is_cpu = vllm_config.device_config.device_type == "cpu"
-        codecs = "local" if is_cpu or not is_reachable else "worker"
+        return "local" if is_cpu or not is_reachable else "worker"
     if codecs == "worker" and not is_reachable:
         raise ValueError(
             "codecs='worker' needs the package's worker extension, but the engine was started with "
             f"{vllm_config.parallel_config.worker_extension_cls!r}; derive that class from "
             "MediaWorkerExtension, or use codecs='local'"
         )
-    kept = _CHECKPOINTS.setdefault(llm, {})
-    if codecs not in kept:
-        folders = CodecFolders.find(vllm_config.model_config.model, config)
-        call = partial(_call, weakref.ref(llm)) if is_reachable else None
-        runner = CodecRunner(folders, config.vocabulary, place=codecs, call=call)
-        kept[codecs] = Checkpoint(config, llm.get_tokenizer(), folders, runner)
-    return kept[codecs]
+    return codecs
+
+
+def checkpoint_for(
+    vllm_config: VllmConfig, tokenizer: TextTokenizer, place: Place, call: Call
+) -> Checkpoint:
+    """What requests need to know of the checkpoint an engine serves, its codecs not loaded yet.
+
+    Args:
+        vllm_config: of the engine.
+        tokenizer: of the checkpoint.
+        place: what `codec_place` says.
+        call: how to reach the workers of the engine.
+    """
+    config = cast(LLaDAConfig, vllm_config.model_config.hf_config)
+    is_reachable = _has_extension(vllm_config.parallel_config.worker_extension_cls)
+    folders = CodecFolders.find(vllm_config.model_config.model, config)
+    runner = CodecRunner(
+        folders, config.vocabulary, place=place, call=call if is_reachable else None
+    )
+    return Checkpoint(config, tokenizer, folders, runner)
 
 
 def _has_extension(name: str) -> bool:
@@ -206,7 +239,8 @@ def _check(request: Request, prompt: Prompt, checkpoint: Checkpoint) -> None:
         checkpoint.codecs.check_style(prompt.options.style)
 
 
-def _sampling_params(request: Request, prompt: Prompt) -> SamplingParams:
+def sampling_params(request: Request, prompt: Prompt) -> SamplingParams:
+    """The sampling parameters of a request; its answer comes with a report."""
     temperature = request.temperature
     if temperature is None:
         temperature = request.default_temperature
@@ -223,7 +257,8 @@ def _sampling_params(request: Request, prompt: Prompt) -> SamplingParams:
     )
 
 
-def _vllm_prompt(prompt: Prompt) -> Any:
+def vllm_prompt(prompt: Prompt) -> Any:
+    """The prompt as an engine takes it."""
     sent: dict[str, Any] = {"prompt_token_ids": list(prompt.token_ids)}
     if prompt.media:
         sent["multi_modal_data"] = prompt.media
@@ -248,14 +283,19 @@ def _results(
     bar = tqdm(pending, desc="Decoding answers", disable=not use_tqdm)
     parts = [tuple(future.result() for future in futures) for futures in bar]
     return [
-        _result(request, own, output, checkpoint)
+        make_result(request, own, output, checkpoint)
         for request, own, output in zip(requests, parts, outputs, strict=True)
     ]
 
 
-def _result(
+def make_result(
     request: Request, parts: tuple[Part, ...], output: RequestOutput, checkpoint: Checkpoint
 ) -> Result:
+    """The answer to a request, given its decoded parts; fetches the trajectory if one was kept.
+
+    Raises:
+        ValueError: the trajectory is not kept any more.
+    """
     (completion,) = output.outputs
     report = read_report(output.kv_transfer_params)
     token_ids = tuple(completion.token_ids)

@@ -7,7 +7,7 @@ long; on a CPU machine they run in threads of the caller's process, and no step 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
@@ -105,7 +105,12 @@ class CodecRunner:
         return self._submit(lambda: self._decoded_image(list(codes), height, width))
 
     def decode_speech(
-        self, units: Sequence[int], *, style: str | None = None, seed: int | None = None
+        self,
+        units: Sequence[int],
+        *,
+        style: str | None = None,
+        seed: int | None = None,
+        speed: float = 1.0,
     ) -> Future[Sound]:
         """The sound of these units; without units, silence of no length.
 
@@ -113,8 +118,44 @@ class CodecRunner:
             units: without offset.
             style: as in `codecs.styles.parse_style`; None for the default.
             seed: of the voice; None draws one.
+            speed: as in `SpeechCodec.decode`.
         """
-        return self._submit(lambda: self._decoded_speech(list(units), style, seed))
+        return self._submit(lambda: self._decoded_speech(list(units), style, seed, speed))
+
+    def speech_rate(self) -> int:
+        """Samples per second of decoded speech."""
+        if self.place == "local":
+            return self._codecs.speech.output_rate
+        return int(self._ask("dynin_speech_rate"))
+
+    def speech_pieces(
+        self,
+        units: Sequence[int],
+        *,
+        style: str | None = None,
+        seed: int | None = None,
+        speed: float = 1.0,
+    ) -> Iterator[NDArray[np.float32]]:
+        """`decode_speech` in pieces of about a second, each made in the caller's thread when asked.
+
+        Joined they are the waveform that `decode_speech` gives. Arguments as there.
+        """
+        if not units:
+            return
+        if self.place == "local":
+            chosen = style or DEFAULT_STYLE
+            yield from self._codecs.speech.decode_stream(units, chosen, seed, speed)
+            return
+        name = uuid.uuid4().hex
+        self._ask("dynin_open_speech", name, list(units), style, seed, speed)
+        while piece := self._ask("dynin_next_speech", name):
+            yield np.frombuffer(piece, np.float32)
+
+    def speech_styles(self) -> list[str]:
+        """Names of the styles the speech codec has."""
+        if self.place == "local":
+            return self._codecs.speech.styles
+        return list(self._ask("dynin_speech_styles"))
 
     def check_style(self, name: str) -> None:
         """Check that the speech codec has a style.
@@ -122,10 +163,7 @@ class CodecRunner:
         Raises:
             ValueError: no such style, or not in this codec, or there is no speech codec.
         """
-        if self.place == "local":
-            styles = self._codecs.speech.styles
-        else:
-            styles = self._ask("dynin_speech_styles")
+        styles = self.speech_styles()
         if parse_style(name).name not in styles:
             raise ValueError(
                 f"style {name!r} is not one of the {len(styles)} of this speech codec: "
@@ -151,6 +189,20 @@ class CodecRunner:
             )
         return list(steps)
 
+    def peek_trajectory(self, client_id: str) -> tuple[list[int], list[int]] | None:
+        """Steps and ids of the slots of a request that runs with `trajectory`, as they stand now.
+
+        Args:
+            client_id: the id the request was sent with.
+
+        Returns:
+            None where nobody knows (yet), or there is no way to the workers.
+        """
+        if self._call is None:
+            return None
+        found = self._ask("dynin_peek_trajectory", client_id)
+        return None if found is None else (list(found[0]), list(found[1]))
+
     def _submit(self, work: Callable[[], T]) -> Future[T]:
         if self._threads is not None:
             return self._threads.submit(work)
@@ -168,20 +220,11 @@ class CodecRunner:
             "RGB", (width, height), self._ask("dynin_decode_image", codes, height, width)
         )
 
-    def _decoded_speech(self, units: list[int], style: str | None, seed: int | None) -> Sound:
-        if self.place == "local":
-            speech = self._codecs.speech
-            if not units:
-                return Sound(np.zeros(0, np.float32), speech.output_rate)
-            return Sound(*speech.decode(units, style or DEFAULT_STYLE, seed))
-        rate = int(self._ask("dynin_speech_rate"))
-        pieces = [np.zeros(0, np.float32)]
-        if units:
-            name = uuid.uuid4().hex
-            self._ask("dynin_open_speech", name, units, style, seed)
-            while piece := self._ask("dynin_next_speech", name):
-                pieces.append(np.frombuffer(piece, np.float32))
-        return Sound(np.concatenate(pieces), rate)
+    def _decoded_speech(
+        self, units: list[int], style: str | None, seed: int | None, speed: float
+    ) -> Sound:
+        pieces = self.speech_pieces(units, style=style, seed=seed, speed=speed)
+        return Sound(np.concatenate([np.zeros(0, np.float32), *pieces]), self.speech_rate())
 
     def _ask(self, method: str, *arguments: Any) -> Any:
         """Run a method on the workers; what rank 0 answers."""

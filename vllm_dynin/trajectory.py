@@ -74,14 +74,25 @@ class Trajectory:
         """
         columns = image.width // patch
         num_codes = columns * (image.height // patch)
-        last = max(self.steps[:num_codes], default=0)
-        for step in range(last + 1):
-            frame = image.copy()
-            for slot, decided in enumerate(self.is_decided(step)[:num_codes]):
-                if not decided:
-                    left, top = slot % columns * patch, slot // columns * patch
-                    frame.paste(_GREY, (left, top, left + patch, top + patch))
-            yield frame
+        for step in range(max(self.steps[:num_codes], default=0) + 1):
+            yield self.covered(image, step, patch)
+
+    def covered(self, image: Image.Image, step: int, patch: int) -> Image.Image:
+        """An image with the patches that are undecided after a step in grey.
+
+        Args:
+            image: whose codes are the first of `token_ids`; it is not changed.
+            step: from 0.
+            patch: pixels per code along each side.
+        """
+        columns = image.width // patch
+        num_codes = columns * (image.height // patch)
+        frame = image.copy()
+        for slot, decided in enumerate(self.is_decided(step)[:num_codes]):
+            if not decided:
+                left, top = slot % columns * patch, slot // columns * patch
+                frame.paste(_GREY, (left, top, left + patch, top + patch))
+        return frame
 
 
 def write_gif(

@@ -39,20 +39,34 @@ class Server:
         return httpx.Client(base_url=self.url, timeout=60)
 
 
+VLLM_SERVE = ("-m", "vllm.entrypoints.cli.main", "serve")
+DYNIN_SERVE = ("-m", "vllm_dynin.entrypoints.cli", "serve")
+
+
 @contextmanager
-def serve(folder: Path, log: Path, *flags: str) -> Iterator[Server]:
-    """Serve a checkpoint until the block is left."""
+def serve(
+    folder: Path, log: Path, *flags: str, program: tuple[str, ...] = VLLM_SERVE, **variables: str
+) -> Iterator[Server]:
+    """Serve a checkpoint until the block is left.
+
+    Args:
+        folder: of the checkpoint.
+        log: gets all output.
+        flags: of `vllm serve`; those that are set here too hold.
+        program: `VLLM_SERVE`, or `DYNIN_SERVE` for our routes beside vLLM's.
+        variables: of the environment.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [
-        *(sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(folder)),
+        *(sys.executable, *program, str(folder)),
         *("--host", "127.0.0.1", "--port", str(port), "--served-model-name", "tiny"),
         *("--dtype", "float32", "--max-model-len", "512", "--max-num-seqs", "4"),
         *("--block-size", "32", "--enforce-eager", "--kv-cache-memory-bytes", str(1 << 26)),
         *("--num-gpu-blocks-override", "80", *flags),
     ]
-    environment = os.environ | ENVIRONMENT
+    environment = os.environ | ENVIRONMENT | variables
     with log.open("w") as output:
         process = subprocess.Popen(
             command, env=environment, stdout=output, stderr=output, start_new_session=True

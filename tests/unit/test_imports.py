@@ -42,12 +42,13 @@ MAY_IMPORT: dict[str, set[str]] = {
 # May import anything of ours; training_ext only inside a function, so that serving never does.
 TOP = {"__init__", "entrypoints", "api"}
 # The only places that may need vLLM to be imported themselves; entrypoints/ for what vLLM wants to
-# be a subclass of one of its own.
+# be a subclass of one of its own, and for the routes, which vLLM's server loads.
 NEEDS_VLLM = (
     "model_executor/",
     "processors/multimodal.py",
     "compat.py",
     "entrypoints/reasoning.py",
+    "entrypoints/http/",
 )
 # These may import it inside a function.
 MAY_IMPORT_VLLM_LAZILY = (

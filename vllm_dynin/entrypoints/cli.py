@@ -16,6 +16,10 @@ COMMANDS = {
         "vllm_dynin.entrypoints.commands.demo",
         "answer text prompts, then every direction in one batch; writes an HTML report",
     ),
+    "serve": (
+        "vllm_dynin.entrypoints.commands.serve",
+        "vllm serve with routes for images, speech and transcriptions",
+    ),
     "convert-codec": (
         "vllm_dynin.processors.codecs.convert",
         "convert an original .bin or .pt codec to safetensors",
@@ -72,7 +76,7 @@ def _usage() -> str:
             "",
             *lines,
             "",
-            "`vllm-dynin COMMAND --help` says more. To serve: vllm serve CHECKPOINT",
+            "`vllm-dynin COMMAND --help` says more.",
         ]
     )
 

@@ -7,7 +7,7 @@ from collections import OrderedDict
 from vllm_dynin.sampling.decided_steps import DecidedSteps
 
 MAX_KEPT = 1_024
-"""Trajectories kept; the oldest goes first. One is two bytes a slot, so this is a few MB."""
+"""Trajectories kept; the oldest goes first. One is ten bytes a slot, so this is some 10 MB."""
 
 
 class TrajectoryStore:
@@ -23,6 +23,17 @@ class TrajectoryStore:
         if len(self._kept) > MAX_KEPT:
             self._kept.popitem(last=False)
         return record
+
+    def peek(self, client_id: str) -> tuple[list[int], list[int]] | None:
+        """Steps and ids of a request's slots as they stand now; None if it is not kept (yet).
+
+        Args:
+            client_id: the id a client gave the request; the engine adds `-` and some letters.
+        """
+        for request_id, record in reversed(self._kept.items()):
+            if request_id == client_id or request_id.startswith(f"{client_id}-"):
+                return record.steps(), record.ids()
+        return None
 
     def take(self, request_id: str) -> list[int] | None:
         """Steps of a request's slots, forgotten here; None if it is not kept (any more)."""

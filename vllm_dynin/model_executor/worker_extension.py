@@ -60,12 +60,12 @@ class MediaWorkerExtension:
         return self._dynin_codecs().speech.styles if self.rank == 0 else None
 
     def dynin_open_speech(
-        self, name: str, units: list[int], style: str | None, seed: int | None
+        self, name: str, units: list[int], style: str | None, seed: int | None, speed: float = 1.0
     ) -> None:
         """Start to speak units; `dynin_next_speech` gives the sound under the same name."""
         if self.rank == 0:
             speech = self._dynin_codecs().speech
-            stream = speech.decode_stream(units, style or DEFAULT_STYLE, seed)
+            stream = speech.decode_stream(units, style or DEFAULT_STYLE, seed, speed)
             streams = self._dynin_streams()
             streams[name] = stream
             if len(streams) > MAX_OPEN_STREAMS:
@@ -91,6 +91,19 @@ class MediaWorkerExtension:
         if self.rank != 0:
             return None
         return self.model_runner.model_state.trajectories.take(name)
+
+    def dynin_peek_trajectory(self, client_id: str) -> tuple[list[int], list[int]] | None:
+        """Steps and ids of a request's slots as they stand now; None where it is not kept (yet).
+
+        Args:
+            client_id: as the client named the request, which is not the engine's name for it.
+        """
+        if self.rank != 0:
+            return None
+        return cast(
+            "tuple[list[int], list[int]] | None",
+            self.model_runner.model_state.trajectories.peek(client_id),
+        )
 
     def _dynin_codecs(self) -> MediaCodecs:
         codecs = getattr(self.model_runner.model, "media", None)

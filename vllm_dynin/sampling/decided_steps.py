@@ -18,6 +18,7 @@ class DecidedSteps:
     def __init__(self) -> None:
         self.num_steps = 0
         self._steps: Tensor | None = None
+        self._ids: Tensor | None = None
 
     def begin(self, ids: Tensor, mask_id: int) -> None:
         """Start with a canvas, or start over with one that was preempted.
@@ -29,6 +30,7 @@ class DecidedSteps:
         """
         known = torch.zeros_like(ids, dtype=torch.int16) if self._steps is None else self._steps
         self._steps = torch.where(ids == mask_id, UNDECIDED, known).to(torch.int16)
+        self._ids = ids
 
     def record(self, ids: Tensor, mask_id: int) -> None:
         """Note what one denoising step decided; without a device sync.
@@ -41,7 +43,12 @@ class DecidedSteps:
         self.num_steps += 1
         is_new = (ids != mask_id) & (self._steps == UNDECIDED)
         self._steps.masked_fill_(is_new, self.num_steps)
+        self._ids = ids
 
     def steps(self) -> list[int]:
         """The step of each slot, `UNDECIDED` where there was none."""
         return [] if self._steps is None else self._steps.tolist()
+
+    def ids(self) -> list[int]:
+        """The canvas as it stands now, mask ids included."""
+        return [] if self._ids is None else self._ids.tolist()

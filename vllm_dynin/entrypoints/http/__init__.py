@@ -1,0 +1,1 @@
+"""HTTP routes beside vLLM's own: images, speech, transcriptions, and chat that answers in media."""

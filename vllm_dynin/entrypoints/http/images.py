@@ -1,0 +1,259 @@
+"""`/v1/images/generations` and `/v1/images/edits`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+import msgspec
+from fastapi import APIRouter, Form, UploadFile
+from fastapi import Request as HTTPRequest
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from openai.types import ImagesResponse
+from PIL import Image
+from pydantic import Field, Json
+
+from vllm_dynin.canvas import Task
+from vllm_dynin.entrypoints.http import image_files, partials
+from vllm_dynin.entrypoints.http.image_files import ImageFormat
+from vllm_dynin.entrypoints.http.options import (
+    Body,
+    Scale,
+    Seed,
+    Temperature,
+    one_of,
+    parse_options,
+    quality_steps,
+    size_options,
+)
+from vllm_dynin.entrypoints.http.routing import cancellable, described
+from vllm_dynin.entrypoints.http.service import Answer, MediaService, service_of
+from vllm_dynin.entrypoints.http.uploads import read_image, read_mask
+from vllm_dynin.report import REPORT
+from vllm_dynin.requests import EditImage, Inpaint, Request, TextToImage
+from vllm_dynin.sampling.params import MAX_STEPS, DenoiseParams
+
+router = APIRouter()
+
+MAX_IMAGES = 10
+"""Images of one HTTP request, as in OpenAI's API."""
+MAX_SOURCES = 16
+"""Source images of one edit, as in OpenAI's API."""
+
+ANSWERS = described(ImagesResponse, ("text/event-stream",))
+
+
+class ImageBody(Body):
+    """What both routes take."""
+
+    prompt: str = Field(max_length=32_000, description="Of the image as it is to be.")
+    n: Annotated[int, Field(ge=1, le=MAX_IMAGES)] = 1
+    size: str | None = Field(None, description="WIDTHxHEIGHT in pixels, or auto.")
+    quality: str | None = Field(None, description="low, medium or high: sets the steps.")
+    response_format: Literal["b64_json", "url"] = "b64_json"
+    output_format: ImageFormat = "png"
+    output_compression: Annotated[int, Field(ge=0, le=100)] | None = None
+    background: Literal["auto", "opaque"] | None = None
+    stream: bool = False
+    partial_images: Annotated[int, Field(ge=0, le=3)] | None = None
+    safety_identifier: str | None = Field(None, description="As `user`: not used.")
+    seed: Seed | None = Field(None, description="Of the first image; the next has the next seed.")
+    temperature: Temperature | None = Field(None, description="1 by default; 0 is greedy.")
+    num_inference_steps: Annotated[int, Field(ge=1, le=MAX_STEPS)] | None = None
+    guidance_scale: Scale | None = None
+    negative_prompt: str | None = Field(
+        None, max_length=32_000, description="Of what to guide away from; needs guidance."
+    )
+
+    def check(self) -> None:
+        """Check what several fields say together.
+
+        Raises:
+            ValueError: they cannot be honoured.
+        """
+        if self.response_format == "url":
+            raise ValueError(
+                "response_format='url': this server keeps no images to link to; use b64_json"
+            )
+        if self.output_compression is not None and self.output_format == "png":
+            raise ValueError(
+                f"output_compression={self.output_compression} with output_format='png', which is "
+                "lossless; use jpeg or webp, or leave it out"
+            )
+        if self.partial_images is not None and not self.stream:
+            raise ValueError(
+                f"partial_images={self.partial_images} come while streaming; set stream=true"
+            )
+        if self.stream and self.n > 1:
+            raise ValueError(f"n={self.n} with stream=true: a stream carries one image; use n=1")
+
+    def options(self, task: Task) -> DenoiseParams:
+        """Our options of these fields."""
+        steps = one_of(
+            quality=quality_steps(self.quality, task),
+            num_inference_steps=self.num_inference_steps,
+        )
+        return parse_options(
+            self.vllm_xargs,
+            steps=steps,
+            guidance_scale=self.guidance_scale,
+            **size_options(self.size),
+        )
+
+    def seed_of(self, index: int) -> int | None:
+        """Seed of the image at `index`."""
+        return None if self.seed is None else (self.seed + index) % 2**63
+
+
+class GenerationBody(ImageBody):
+    """The body of `/v1/images/generations`."""
+
+
+class EditForm(ImageBody):
+    """The form of `/v1/images/edits`."""
+
+    image: list[UploadFile] = Field(default=[], description="The image to change.")
+    images: list[UploadFile] = Field(default=[], alias="image[]", description="Several images.")
+    mask: UploadFile | None = Field(
+        None,
+        description="Where to paint: transparent pixels, or white ones where nothing is "
+        "transparent. With a mask, `prompt` describes the whole image.",
+    )
+    vllm_xargs: Json[dict[str, Any]] | None = Field(
+        None,
+        description="As JSON; `dynin_task: i2i` reads `prompt` as an instruction, mask or not.",
+    )
+
+
+@router.post("/v1/images/generations", responses=ANSWERS)
+@cancellable
+async def create_images(request: GenerationBody, raw_request: HTTPRequest) -> Response:
+    """Make images from a description."""
+    request.check()
+    service = service_of(raw_request)
+    options = request.options(Task.TEXT_TO_IMAGE)
+    if request.negative_prompt is not None:
+        options = _guided_away(request.negative_prompt, options, service)
+    wanted = [
+        TextToImage(
+            request.prompt,
+            options=options,
+            seed=request.seed_of(index),
+            temperature=request.temperature,
+            trajectory=request.stream,
+        )
+        for index in range(request.n)
+    ]
+    return await _respond(request, wanted, raw_request, "image_generation")
+
+
+@router.post("/v1/images/edits", responses=ANSWERS)
+@cancellable
+async def edit_images(
+    request: Annotated[EditForm, Form(media_type="multipart/form-data")], raw_request: HTTPRequest
+) -> Response:
+    """Change images as told, or paint a part of one anew."""
+    request.check()
+    service = service_of(raw_request)
+    uploads = [*request.image, *request.images]
+    if not 1 <= len(uploads) <= MAX_SOURCES:
+        raise ValueError(f"{len(uploads)} images were sent; send 1 to {MAX_SOURCES} as `image`")
+    if request.negative_prompt is not None:
+        raise ValueError("negative_prompt is for /v1/images/generations; leave it out of an edit")
+    sources = [await read_image(upload, service) for upload in uploads]
+    mask = None if request.mask is None else await read_mask(request.mask, service)
+    wanted = [_edit(request, index, sources, mask) for index in range(request.n)]
+    return await _respond(request, wanted, raw_request, "image_edit")
+
+
+def _edit(
+    form: EditForm, index: int, sources: Sequence[Image.Image], mask: Image.Image | None
+) -> Request:
+    asked = (form.vllm_xargs or {}).get("dynin_task")
+    is_painting = mask is not None and len(sources) == 1 and asked != Task.IMAGE_TO_IMAGE
+    common: dict[str, Any] = {
+        "options": form.options(Task.TEXT_TO_IMAGE if is_painting else Task.IMAGE_TO_IMAGE),
+        "seed": form.seed_of(index),
+        "temperature": form.temperature,
+        "trajectory": form.stream,
+    }
+    if is_painting:
+        assert mask is not None
+        return Inpaint(sources[0], mask, form.prompt, **common)
+    return EditImage(list(sources), form.prompt, mask, **common)
+
+
+def _guided_away(text: str, options: DenoiseParams, service: MediaService) -> DenoiseParams:
+    """Options that guide away from a description."""
+    head = tuple(service.checkpoint.assembler.text_to_image(text))
+    if options.uncond_prompt_token_ids is not None:
+        raise ValueError(
+            "negative_prompt and dynin_uncond_prompt_token_ids say the same; give one of them"
+        )
+    return msgspec.structs.replace(options, uncond_prompt_token_ids=head)
+
+
+async def _respond(
+    body: ImageBody, wanted: Sequence[Request], http: HTTPRequest, event: str
+) -> Response:
+    service = service_of(http)
+    service.model_name(body.model)
+    if not body.stream:
+        answers = await service.answers(wanted, http, "img")
+        return JSONResponse(await service.in_thread(_payload, body, answers, service))
+    (request,) = wanted
+    sent = await service.prepare(request, http, "img")
+    events = partials.image_events(service, sent, num_partials=body.partial_images or 0)
+    described = _described(events, body, service, event)
+    return StreamingResponse(await partials.started(described), media_type="text/event-stream")
+
+
+def _payload(body: ImageBody, answers: Sequence[Answer], service: MediaService) -> dict[str, Any]:
+    images = [answer.result.image for answer in answers]
+    first = images[0]
+    assert first is not None
+    payload: dict[str, Any] = {
+        "created": int(time.time()),
+        "background": "opaque",
+        "data": [
+            {"b64_json": image_files.encoded(image, body.output_format, body.output_compression)}
+            for image in images
+            if image is not None
+        ],
+        "output_format": body.output_format,
+        "size": f"{first.width}x{first.height}",
+        "usage": image_files.usage(answers, service.checkpoint.config.vocabulary),
+    }
+    if _wants_report(body):
+        payload[REPORT] = [msgspec.to_builtins(answer.result.report) for answer in answers]
+    return payload
+
+
+async def _described(
+    events: partials.ImageEvents, body: ImageBody, service: MediaService, name: str
+) -> Any:
+    """The events of a stream, in the form of the images API."""
+    async for index, image, answer in events:
+        data: dict[str, Any] = {
+            "type": f"{name}.partial_image" if answer is None else f"{name}.completed",
+            "created_at": int(time.time()),
+            "background": "opaque",
+            "output_format": body.output_format,
+            "quality": body.quality or "auto",
+            "size": f"{image.width}x{image.height}",
+            "b64_json": await service.in_thread(
+                image_files.encoded, image, body.output_format, body.output_compression
+            ),
+        }
+        if answer is None:
+            data["partial_image_index"] = index
+        else:
+            data["usage"] = image_files.usage([answer], service.checkpoint.config.vocabulary)
+            if _wants_report(body):
+                data[REPORT] = msgspec.to_builtins(answer.result.report)
+        yield data
+
+
+def _wants_report(body: ImageBody) -> bool:
+    return bool((body.vllm_xargs or {}).get(REPORT))

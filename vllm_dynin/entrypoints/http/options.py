@@ -1,0 +1,135 @@
+"""What the routes' fields mean for a request: sizes, qualities, seeds and `vllm_xargs`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import msgspec
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+
+from vllm_dynin.canvas import Task
+from vllm_dynin.defaults import TASK_DEFAULTS
+from vllm_dynin.sampling.params import PREFIX, DenoiseParams
+
+Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
+Scale = Annotated[float, Field(ge=0.0, le=100.0)]
+Temperature = Annotated[float, Field(ge=0.0, le=2.0)]
+
+QUALITIES = {"low": 0.5, "medium": 1.0, "standard": 1.0, "auto": 1.0, "high": 2.0, "hd": 2.0}
+"""Quality → denoising steps, as a multiple of the direction's default."""
+
+_SIZE = re.compile(r"([1-9]\d{0,4})[x×]([1-9]\d{0,4})")
+
+
+class Body(BaseModel):
+    """A request body of ours: a field that is not in it is refused, not ignored."""
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+
+    model: str | None = Field(None, description="Name of the served model.")
+    user: str | None = Field(None, description="Who asks, for the client's own records; not used.")
+    vllm_xargs: dict[str, JsonValue] | None = Field(
+        None, description="Options of `DenoiseParams`, each with `dynin_` in front of its name."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown(cls, data: Any) -> Any:
+        if isinstance(data, Mapping):
+            known = {field.alias or name for name, field in cls.model_fields.items()}
+            for name in data:
+                if name not in known:
+                    raise ValueError(
+                        f"{str(name)[:80]!r} is not supported here; leave it out (fields are "
+                        f"{', '.join(sorted(known))})"
+                    )
+        return data
+
+
+def parse_options(xargs: Mapping[str, Any] | None, **own: Any) -> DenoiseParams:
+    """Our options of a request.
+
+    Args:
+        xargs: `vllm_xargs` of the body.
+        own: what other fields of the body say about the same options; None says nothing.
+
+    Raises:
+        ValueError: unknown or out of range, or said twice.
+    """
+    given = dict(xargs or {})
+    for name in given:
+        if not name.startswith(PREFIX):
+            raise ValueError(
+                f"vllm_xargs has {name!r}: its keys are options of this model, and their names "
+                f"begin with {PREFIX}; other settings are fields of the body"
+            )
+    if given.get(f"{PREFIX}trajectory"):
+        raise ValueError(
+            "dynin_trajectory has no place in this answer; to watch it fill in, set stream and "
+            "partial_images where the route has them"
+        )
+    options = DenoiseParams.parse(given)
+    changes = {name: value for name, value in own.items() if value is not None}
+    for name, value in changes.items():
+        if getattr(options, name) is not None:
+            raise ValueError(
+                f"{PREFIX}{name}={getattr(options, name)!r} in vllm_xargs, but other fields of the "
+                f"body come to {value!r}; say it once"
+            )
+    options = msgspec.structs.replace(options, **changes)
+    return DenoiseParams.parse(options.to_extra_args())  # replacing checks nothing
+
+
+def parse_size(size: str | None) -> tuple[int, int] | None:
+    """Width and height in pixels of `WIDTHxHEIGHT`; None for the default.
+
+    Raises:
+        ValueError: not of this form.
+    """
+    if size is None or size == "auto":
+        return None
+    found = _SIZE.fullmatch(size.lower())
+    if found is None:
+        raise ValueError(
+            f"size={size[:40]!r}: write WIDTHxHEIGHT in pixels, such as 256x256, or auto"
+        )
+    return int(found[1]), int(found[2])
+
+
+def size_options(size: str | None) -> dict[str, int]:
+    """`DenoiseParams` of a size: one side for a square, both otherwise."""
+    pixels = parse_size(size)
+    if pixels is None:
+        return {}
+    width, height = pixels
+    return {"resolution": width} if width == height else {"width": width, "height": height}
+
+
+def quality_steps(quality: str | None, task: Task) -> int | None:
+    """Denoising steps of a quality; None where it was left out.
+
+    Raises:
+        ValueError: no such quality.
+    """
+    if quality is None:
+        return None
+    if quality not in QUALITIES:
+        raise ValueError(f"quality={quality[:40]!r} is not one of {', '.join(QUALITIES)}")
+    default = TASK_DEFAULTS[task].num_steps
+    assert default is not None
+    return max(1, round(default * QUALITIES[quality]))
+
+
+def one_of(**settings: Any) -> Any:
+    """The one setting of several names for the same thing that was given; None without any.
+
+    Raises:
+        ValueError: more than one was given.
+    """
+    given = {name: value for name, value in settings.items() if value is not None}
+    if len(given) > 1:
+        said = " and ".join(f"{name}={value}" for name, value in given.items())
+        raise ValueError(f"{said} set the same thing; give one of them")
+    return next(iter(given.values()), None)

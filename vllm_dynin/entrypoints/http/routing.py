@@ -1,0 +1,50 @@
+"""What every route of ours has in common."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from functools import wraps
+from typing import Any, ParamSpec, cast
+
+from fastapi.responses import Response
+from vllm.entrypoints.serve.engine.protocol import ErrorResponse
+from vllm.entrypoints.serve.utils.api_utils import load_aware_call, with_cancellation
+
+P = ParamSpec("P")
+Handler = Callable[P, Awaitable[Response]]
+
+_CLIENT_GONE = 499
+
+
+def cancellable(handler: Handler[P]) -> Handler[P]:
+    """A handler that ends when its client goes away, and counts for vLLM's load tracking.
+
+    Args:
+        handler: takes the HTTP request as `raw_request`, as vLLM's decorators want it.
+    """
+    decorated = cast("Handler[P]", with_cancellation(load_aware_call(handler)))
+
+    @wraps(handler)
+    async def wrapper(*args: P.args, **kwargs: P.kwargs) -> Response:
+        answer = await decorated(*args, **kwargs)
+        # vLLM's decorator returns None to a client that has gone.
+        return Response(status_code=_CLIENT_GONE) if answer is None else answer
+
+    return wrapper
+
+
+def described(model: Any = None, media_types: tuple[str, ...] = ()) -> dict[int | str, Any]:
+    """The answers of a route, for its OpenAPI description.
+
+    Args:
+        model: of the JSON answer; None where there is none.
+        media_types: other kinds of answer.
+    """
+    good: dict[str, Any] = {"content": {media_type: {} for media_type in media_types}}
+    if model is not None:
+        good["model"] = model
+    errors = {400: "The request cannot be honoured.", 404: "There is no such model."}
+    answers: dict[int | str, Any] = {200: good}
+    for status, text in errors.items():
+        answers[status] = {"model": ErrorResponse, "description": text}
+    return answers
