@@ -70,19 +70,19 @@ class TinyText:
     num_layers: int = 4
     mlp_hidden_size: int = 320
     rope_theta: float = 50.0
-    batch_size: int = 32
-    max_filler: int = 16
+    batch_size: int = 24
+    max_filler: int = 8
     long_filler: int = 48
     phases: tuple[Phase, ...] = field(
         default=(
             Phase(until=0.1, weights=(1, 0, 0)),
             Phase(until=0.4, weights=(1, 1.5, 3)),
-            Phase(until=1.0, weights=(1, 1.5, 4)),
+            Phase(until=1.0, weights=(1, 1.3, 5)),
         )
     )
 
 
-def tiny_text(*, seed: int = 0, num_steps: int = 2000) -> TinyText:
+def tiny_text(*, seed: int = 0, num_steps: int = 2250) -> TinyText:
     """The recipe of the shipped checkpoint."""
     return TinyText(
         train=TrainConfig(
