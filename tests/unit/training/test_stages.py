@@ -1,9 +1,12 @@
 """Stages: the paper's and the release's numbers, and samples of the lengths they say."""
 
 import random
+import re
+from pathlib import Path
 
 import pytest
 
+import vllm_dynin
 from vllm_dynin.canvas import Task
 from vllm_dynin.config import DyninOmniConfig
 from vllm_dynin.entrypoints import cli
@@ -266,3 +269,27 @@ def test_stages_that_make_no_sense():
         )
     with pytest.raises(ValueError, match="100 pixels are not a multiple of 16"):
         image_tokens(100)
+
+
+# --- the documentation ----------------------------------------------------------------------------
+
+
+def test_every_switch_the_documentation_names_is_a_setting():
+    page = (Path(vllm_dynin.__file__).parents[1] / "docs" / "training.md").read_text()
+    rows = [line.split(" | ") for line in page.splitlines() if re.match(r"\| \d+ \|", line)]
+    assert [int(row[0].strip("| ")) for row in rows] == list(range(1, 41))
+    known, number = settings.flatten(stage2()), 0
+    for row in rows:
+        part = ""
+        for name, value in re.findall(r"`([\w.*]+)(?:=\"?(\w+)\"?)?`", row[5]):
+            setting = f"{part}{name}" if name.startswith(".") else name
+            part = setting.rpartition(".")[0]
+            if setting.startswith(("objective.", "policy.")):
+                setting = f"tasks.*.{setting}"
+            setting = setting.replace("*", "v2t")
+            assert setting in known, row
+            if value:
+                assert known[setting] != value
+                settings.override(stage2(), {setting: value})
+            number += 1
+    assert number >= 30
