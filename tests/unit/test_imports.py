@@ -37,7 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"report", "checkpoint", "kernels", "sampling", "processors"}
     | {"defaults", "planning", "compat"},
     "training_ext": BASE
-    | {"checkpoint", "kernels", "sampling", "processors", "planning", "reference"},
+    | {"checkpoint", "defaults", "kernels", "sampling", "processors", "planning", "reference"},
 }
 # May import anything of ours; training_ext only inside a function, so that serving never does.
 TOP = {"__init__", "entrypoints", "api"}

@@ -32,6 +32,10 @@ COMMANDS = {
         "vllm_dynin.entrypoints.commands.extend_vocab",
         "add rows for image codes or speech units to a checkpoint",
     ),
+    "stages": (
+        "vllm_dynin.entrypoints.commands.stages",
+        "print the configuration of a training stage, or what tells two apart",
+    ),
     "dry-run": (
         "vllm_dynin.entrypoints.commands.dry_run",
         "parameters, memory per GPU and tokens per step of training",

@@ -4,7 +4,7 @@ Parameters come from the shapes every loader checks (`checkpoint.expected_shapes
 arithmetic, an estimate of what must be there; fragmentation, the CUDA context (about 1 GiB) and
 communication workspaces come on top.
 
-Source: paper arXiv:2604.00007v1 Tables 2 and 11 and section 5 (stages, batch, GPUs, resolutions).
+Stages, batch, GPUs and lengths come from `stages`.
 """
 
 from __future__ import annotations
@@ -15,11 +15,16 @@ from dataclasses import dataclass
 import torch
 
 from vllm_dynin import checkpoint
+from vllm_dynin.canvas import Task
 from vllm_dynin.config import LLaDAConfig
+from vllm_dynin.processors.templates import DIRECTIONS
+from vllm_dynin.tokens import Modality
+from vllm_dynin.training_ext.stages import StageConfig, StageTask, stage1, stage2, stage3
+from vllm_dynin.training_ext.stages.recipes import image_tokens
 
 _BF16, _FP32 = 2, 4
-_UNITS_PER_SECOND = 25  # speech units; 254 of them are 10.2 s in the released configuration
-_TEXT_BLOCK, _TEXT_LENGTH = 128, 1024  # `max_seq_length` and `max_seq_length_text` of the releases
+_TEXT_BLOCK = 128  # text of images and speech at most, `max_seq_length` of the release
+_NAMES = {Task.IMAGE_TO_TEXT: "I2T"}  # where the paper's name is not ours in capitals
 _ZERO_BUCKET = 5 * 10**8  # DeepSpeed's default reduce_bucket_size, in elements
 _ZERO3_LIVE = 10**9  # its default stage3_max_live_parameters
 
@@ -54,89 +59,56 @@ class Sequence:
     columns: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class Stage:
-    """One stage as in the paper.
+def sequence(task: Task, stage_task: StageTask) -> Sequence:
+    """The longest row of a direction of a stage.
 
     Args:
-        name: stage1, stage2, stage3.
-        num_gpus: H100s of the paper.
-        global_batch: sequences per optimiser step, over all tasks.
-        sequences: the kinds of rows, in equal shares (the paper's shares are only in a figure).
-    """
-
-    name: str
-    num_gpus: int
-    global_batch: int
-    sequences: tuple[Sequence, ...]
-
-    @property
-    def tokens_per_step(self) -> float:
-        """Positions per optimiser step with every row at its full length."""
-        lengths = [sequence.length for sequence in self.sequences]
-        return self.global_batch * sum(lengths) / len(lengths)
-
-
-def image_tokens(pixels: int, patch: int = 16) -> int:
-    """Codes of a square image with sides of `pixels`.
+        task: the direction.
+        stage_task: its resolution, frames, units and lengths.
 
     Raises:
-        ValueError: the side is not a multiple of the patch.
+        ValueError: the stage does not say how long its rows are.
     """
-    if pixels % patch:
-        raise ValueError(f"{pixels} pixels are not a multiple of {patch}; use a multiple")
-    return (pixels // patch) ** 2
-
-
-def _speech(seconds: int) -> tuple[Sequence, Sequence]:
-    units = seconds * _UNITS_PER_SECOND
-    heard = units + 3 + _TEXT_BLOCK  # task token, soa, eoa
-    spoken = units + 2 + _TEXT_BLOCK  # the task token counts to the text block; eoa is predicted
-    return (
-        Sequence(task="S2T", length=heard, num_targets=_TEXT_BLOCK, columns="text"),
-        Sequence(task="T2S", length=spoken, num_targets=units + 1, columns="speech"),
+    policy, name = stage_task.policy, _NAMES.get(task, task.value.upper())
+    units = stage_task.max_units
+    if DIRECTIONS[task].output is Modality.IMAGE and stage_task.resolution:
+        codes = image_tokens(stage_task.resolution)
+        is_edit = task is Task.IMAGE_TO_IMAGE
+        length = _TEXT_BLOCK + (5 + 2 * codes if is_edit else 2 + codes)
+        return Sequence(task=name, length=length, num_targets=codes, columns="image")
+    if task is Task.TEXT_TO_SPEECH and units and policy.num_targets:
+        length = _TEXT_BLOCK + 1 + policy.num_targets
+        return Sequence(task=name, length=length, num_targets=policy.num_targets, columns="speech")
+    if policy.row_length:
+        targets = policy.row_length
+        if units:
+            targets -= 3 + units  # task token, soa, eoa
+        elif task is not Task.TEXT_TO_TEXT:
+            frames = stage_task.num_frames or 1
+            targets -= 3 + frames * image_tokens(stage_task.resolution or 0)
+        return Sequence(task=name, length=policy.row_length, num_targets=targets, columns="text")
+    raise ValueError(
+        f"the rows of {task.value} have no length; give its policy row_length or num_targets, and "
+        "its stage a resolution or units"
     )
 
 
-def _video(pixels: int, frames: int) -> Sequence:
-    length = 3 + frames * image_tokens(pixels) + _TEXT_BLOCK
-    return Sequence(task="V2T", length=length, num_targets=_TEXT_BLOCK, columns="text")
+def sequences(stage: StageConfig) -> tuple[Sequence, ...]:
+    """The kinds of rows of a stage."""
+    return tuple(sequence(task, one) for task, one in stage.tasks.items())
 
 
-def _with_images(understand: int, generate: int, edit: int) -> tuple[Sequence, ...]:
-    seen, drawn, edited = map(image_tokens, (understand, generate, edit))
-    return (
-        Sequence(task="T2T", length=_TEXT_LENGTH, num_targets=_TEXT_LENGTH, columns="text"),
-        Sequence(task="I2T", length=3 + seen + _TEXT_BLOCK, num_targets=_TEXT_BLOCK,
-                 columns="text"),
-        Sequence(task="T2I", length=_TEXT_BLOCK + drawn + 2, num_targets=drawn, columns="image"),
-        Sequence(task="I2I", length=5 + 2 * edited + _TEXT_BLOCK, num_targets=edited,
-                 columns="image"),
-    )  # fmt: skip
+def tokens_per_step(stage: StageConfig) -> float:
+    """Positions per optimiser step with every row at its full length."""
+    shares = [one.share or 0.0 for one in stage.tasks.values()]
+    lengths = [row.length for row in sequences(stage)]
+    mean = sum(s * n for s, n in zip(shares, lengths, strict=True)) / sum(shares)
+    return stage.global_batch * mean
 
 
-def paper_stages() -> tuple[Stage, ...]:
-    """The three stages with the paper's GPUs, batch, resolutions, frames and durations."""
-    return (
-        Stage(
-            name="stage1",
-            num_gpus=32,
-            global_batch=128,
-            sequences=(_video(128, 8), *_speech(10)),
-        ),
-        Stage(
-            name="stage2",
-            num_gpus=32,
-            global_batch=128,
-            sequences=(*_with_images(256, 336, 256), _video(224, 5), *_speech(15)),
-        ),
-        Stage(
-            name="stage3",
-            num_gpus=40,
-            global_batch=128,
-            sequences=(*_with_images(480, 512, 336), _video(224, 5), *_speech(21)),
-        ),
-    )
+def paper_stages() -> tuple[StageConfig, ...]:
+    """The three stages of the paper."""
+    return stage1(), stage2(), stage3()
 
 
 def num_parameters(config: LLaDAConfig, num_rows: int | None = None) -> dict[str, int]:
@@ -236,7 +208,7 @@ def report(
     num_rows: int | None = None,
     num_gpus: int | None = None,
     rows_per_gpu: int = 1,
-    stages: tuple[Stage, ...] | None = None,
+    stages: tuple[StageConfig, ...] | None = None,
 ) -> str:
     """Parameters, memory and tokens of every stage under every sharding, as text.
 
@@ -258,14 +230,14 @@ def report(
         gpus = stage.num_gpus if num_gpus is None else num_gpus
         if gpus < 1:
             raise ValueError(f"num_gpus={gpus}; at least one is needed")
-        largest = max(activation_bytes(config, row, num_rows) for row in stage.sequences)
+        largest = max(activation_bytes(config, row, num_rows) for row in sequences(stage))
         active = rows_per_gpu * largest
         lines += [
             "",
             f"{stage.name}: {gpus} GPUs, {stage.global_batch} sequences a step "
-            f"({stage.global_batch / gpus:g} a GPU), {stage.tokens_per_step:,.0f} tokens a step "
-            f"({stage.tokens_per_step / gpus:,.0f} a GPU)",
-            "  " + ", ".join(f"{row.task} {row.length}" for row in stage.sequences),
+            f"({stage.global_batch / gpus:g} a GPU), {tokens_per_step(stage):,.0f} tokens a step "
+            f"({tokens_per_step(stage) / gpus:,.0f} a GPU)",
+            "  " + ", ".join(f"{row.task} {row.length}" for row in sequences(stage)),
         ]
         if stage.global_batch % gpus:
             lines.append(f"  note: {stage.global_batch} does not divide over {gpus} GPUs")
