@@ -191,12 +191,14 @@ class SampleContext:
         tokenizer: of the model.
         policies: of at least the directions that come up.
         parity: that serving will decode with; `reference` shows padding where the original does.
+        keeps_padding: batches keep hidden padding, as the released attention needs (`collate`).
     """
 
     config: LLaDAConfig
     tokenizer: TextTokenizer
     policies: Mapping[Task, SamplePolicy]
     parity: Parity = Parity.DEFAULT
+    keeps_padding: bool = False
 
     @cached_property
     def assembler(self) -> PromptAssembler:

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 _Config = TypeVar("_Config")
 _MISSING = object()
+_WORDS = {"true": True, "false": False, "none": None, "inf": float("inf")}
 
 
 def flatten(config: Any) -> dict[str, Any]:
@@ -143,8 +144,7 @@ def _override(config: Any, settings: Mapping[tuple[str, ...], str], prefix: str)
 
 def _read(name: str, text: str, hint: Any) -> Any:
     """A value of the field's type."""
-    words = {"true": True, "false": False, "none": None}
-    value = words.get(text.lower(), _literal(text))
+    value = _WORDS.get(text.lower(), _literal(text))
     value = text if value is _MISSING else value
     for wanted in _alternatives(hint):
         fitted = _fit(value, text, wanted)
@@ -170,7 +170,7 @@ def _alternatives(hint: Any) -> tuple[Any, ...]:
 def _fit(value: Any, text: str, wanted: Any) -> Any:
     origin = typing.get_origin(wanted)
     if origin is typing.Literal:
-        return value if value in typing.get_args(wanted) else _MISSING
+        return next((v for v in typing.get_args(wanted) if v in (value, text)), _MISSING)
     if origin is tuple and isinstance(value, list | tuple):
         return _fit_tuple(value, typing.get_args(wanted))
     if wanted is type(None):

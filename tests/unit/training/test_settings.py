@@ -95,7 +95,7 @@ def test_settings_of_one_part_are_changed_together():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"inner.hihg": "1"}, r"no setting 'inner\.hihg'; did you mean inner\.high\?"),
+        ({"inner.highs": "1"}, r"no setting 'inner\.highs'; did you mean inner\.high\?"),
         ({"inner": "1"}, "no setting 'inner'"),
         ({"tasks.t2t.low": "1.5"}, r"tasks\.t2t\.low='1\.5': this setting takes int"),
         ({"inner.limit": "x"}, r"inner\.limit='x': this setting takes int or NoneType"),

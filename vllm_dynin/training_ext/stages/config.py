@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from vllm_dynin.canvas import Parity, Task
+from vllm_dynin.config import LLaDAConfig
+from vllm_dynin.processors.text_tokenizer import TextTokenizer
 from vllm_dynin.training_ext.directions import DirectionObjective
-from vllm_dynin.training_ext.records import SamplePolicy
-from vllm_dynin.training_ext.trainer import TrainConfig
+from vllm_dynin.training_ext.records import SampleContext, SamplePolicy
+from vllm_dynin.training_ext.trainer.config import TrainConfig
 
 Variant = Literal["paper", "release"]
 """What the paper says, or what the released code and configuration files do."""
@@ -119,3 +121,18 @@ class StageConfig:
     def policies(self) -> dict[Task, SamplePolicy]:
         """Of each direction, for `records.SampleContext`."""
         return {task: one.policy for task, one in self.tasks.items()}
+
+    def context(self, config: LLaDAConfig, tokenizer: TextTokenizer) -> SampleContext:
+        """What turns this stage's records into samples for a model.
+
+        Args:
+            config: of the model.
+            tokenizer: of the model.
+        """
+        return SampleContext(
+            config=config,
+            tokenizer=tokenizer,
+            policies=self.policies,
+            parity=self.parity,
+            keeps_padding=any(one.attention != "visible" for one in self.objectives.values()),
+        )

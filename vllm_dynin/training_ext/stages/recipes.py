@@ -3,7 +3,9 @@
 Data of Table 10, resolutions, frames and durations of §5, optimisation of Table 11, EOS of Table 2.
 The paper is silent on these: coefficients (1 each) and shares of the directions (equal; the
 percentages are only in a figure) are ours; warm-up, the floor of the cosine (0.1 of the peak),
-number of steps, lengths of texts and dropout are those of the released configuration files.
+number of steps, lengths of texts and dropout are those of the released configuration files;
+float32 masters, sharding and activation checkpointing are ours. How many batches a step is cut
+into is left to the machine (`train.num_micro_batches`).
 
 Source: arXiv 2604.00007v1, Tables 2, 10 and 11, §4.2 and §5.
 """
@@ -20,7 +22,7 @@ from vllm_dynin.training_ext.directions import TRAINED, objectives
 from vllm_dynin.training_ext.records import sample_policies
 from vllm_dynin.training_ext.stages import released
 from vllm_dynin.training_ext.stages.config import StageConfig, StageTask, Variant
-from vllm_dynin.training_ext.trainer import TrainConfig
+from vllm_dynin.training_ext.trainer.config import TrainConfig
 
 T2T, I2T, V2T, S2T, T2S, T2I, I2I = (
     Task.TEXT_TO_TEXT,
@@ -95,6 +97,9 @@ def _paper_train(learning_rate: float, num_warmup_steps: int, num_steps: int) ->
         weight_decay=0.1,
         betas=(0.9, 0.999),
         max_grad_norm=1.0,
+        precision="bf16",
+        sharding="fsdp2",
+        is_activation_checkpointed=True,
     )
 
 

@@ -17,7 +17,7 @@ from vllm_dynin.training_ext.directions import objectives
 from vllm_dynin.training_ext.records import DROPOUT, SamplePolicy
 from vllm_dynin.training_ext.released_layouts import Layout
 from vllm_dynin.training_ext.stages.config import StageConfig, StageTask
-from vllm_dynin.training_ext.trainer import TrainConfig
+from vllm_dynin.training_ext.trainer.config import TrainConfig
 
 T2T, V2T, S2T, T2S, T2I, I2I = (
     Task.TEXT_TO_TEXT,
@@ -68,9 +68,11 @@ def _train(
     num_warmup_steps: int,
     num_steps: int,
     weight_decay: float,
+    *,
+    num_micro_batches: int,
     max_grad_norm: float = 1.0,
 ) -> TrainConfig:
-    """The floor of the cosine is 0: `min_lr_scale` is not passed on."""
+    """The floor of the cosine is 0: `min_lr_scale` is not passed on. Norms decay there too."""
     return TrainConfig(
         num_steps=num_steps,
         seed=10086,
@@ -80,6 +82,8 @@ def _train(
         weight_decay=weight_decay,
         betas=(0.9, 0.999),
         max_grad_norm=max_grad_norm,
+        num_micro_batches=num_micro_batches,
+        precision="bf16",
     )
 
 
@@ -112,7 +116,7 @@ def stage1() -> StageConfig:
         variant="release",
         starts_from="MMaDA-8B-MixCoT, its tables extended by 4,096 speech units",
         tasks=dict(tasks),
-        train=_train(1e-5, 3000, 200_000, 0.1),
+        train=_train(1e-5, 3000, 200_000, 0.1, num_micro_batches=1),
         global_batch=16,
         num_gpus=8,
         parity=Parity.REFERENCE,
@@ -164,7 +168,7 @@ def stage2() -> StageConfig:
         variant="release",
         starts_from="the final released model, snu-aidas/Dynin-Omni",
         tasks=dict(tasks),
-        train=_train(2e-5, 1000, 1_000_000, 0.01),
+        train=_train(2e-5, 1000, 1_000_000, 0.01, num_micro_batches=2),
         global_batch=64,
         num_gpus=8,
         parity=Parity.REFERENCE,
@@ -191,7 +195,7 @@ def stage3() -> StageConfig:
         variant="release",
         starts_from="stage 2",
         tasks=dict(tasks),
-        train=_train(2e-5, 1000, 1_000_000, 0.01, max_grad_norm=3.0),
+        train=_train(2e-5, 1000, 1_000_000, 0.01, num_micro_batches=8, max_grad_norm=3.0),
         global_batch=96,
         num_gpus=8,
         parity=Parity.REFERENCE,

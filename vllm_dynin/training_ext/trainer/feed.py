@@ -242,7 +242,9 @@ class RecordFeed:
             ]
             for part, start, stop in _deal(len(samples), self._num_micro, offset):
                 if stop > start:
-                    batches[part][task] = collate(samples[start:stop])
+                    batches[part][task] = collate(
+                        samples[start:stop], keeps_padding=self.context.keeps_padding
+                    )
                     rows[part][task] = range(first + start, first + stop)
             offset += len(samples)
         if not all(batches):
