@@ -36,6 +36,10 @@ COMMANDS = {
         "vllm_dynin.entrypoints.commands.stages",
         "print the configuration of a training stage, or what tells two apart",
     ),
+    "tokenize": (
+        "vllm_dynin.entrypoints.commands.tokenize",
+        "encode a data set's media, and write token files for training",
+    ),
     "dry-run": (
         "vllm_dynin.entrypoints.commands.dry_run",
         "parameters, memory per GPU and tokens per step of training",

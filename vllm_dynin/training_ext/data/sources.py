@@ -149,7 +149,7 @@ def open_records(spec: SourceSpec, task: Task, encoder: Encoder) -> RecordTable:
     root = None if spec.media_root is None else Path(spec.media_root)
     opened: RecordTable
     if (path / INDEX).is_file():
-        tokens = TokenTable(path, spec.name or None)
+        tokens = TokenTable(path, task, spec.name or None)
         opened = ReadyRecords(tokens, tokens.name, task)
     else:
         table = open_table(path, media_root=root, split=spec.split)

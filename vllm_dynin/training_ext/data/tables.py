@@ -11,10 +11,9 @@ import glob
 from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from vllm_dynin.training_ext.data.rows import Row, Table, parse_object
 from vllm_dynin.training_ext.data.tars import TarTable
@@ -53,21 +52,18 @@ class JsonlTable:
     def __len__(self) -> int:
         return self._size
 
-    @cached_property
-    def _stream(self) -> BinaryIO:
-        return open(self.path, "rb")
-
     def __getitem__(self, index: int) -> Row:
         if not 0 <= index < self._size:
             raise IndexError(index)
-        self._stream.seek(self._offsets[index // _STRIDE])
         left = index % _STRIDE
-        while True:
-            line = self._stream.readline()
-            if line.strip():
-                if left == 0:
-                    break
-                left -= 1
+        with open(self.path, "rb") as stream:
+            stream.seek(self._offsets[index // _STRIDE])
+            while True:
+                line = stream.readline()
+                if line.strip():
+                    if left == 0:
+                        break
+                    left -= 1
         key = f"{self.name}:{index}"
         return Row(key=key, fields=parse_object(line), root=self.root)
 
@@ -176,18 +172,29 @@ def open_table(path: str | Path, *, media_root: Path | None = None, split: str =
     path = Path(path)
     if path.is_dir() and _is_saved_dataset(path):
         return _saved_dataset(path, media_root, split)
+    files = data_files(path)
+    tables = [_open_file(file, media_root) for file in files]
+    return tables[0] if len(tables) == 1 else ConcatTable(tables, path.name)
+
+
+def data_files(path: str | Path) -> list[Path]:
+    """The files that `open_table` reads, in its order.
+
+    Raises:
+        ValueError: there are none.
+    """
+    path = Path(path)
+    if path.is_dir() and _is_saved_dataset(path):
+        return sorted(path.rglob("*.arrow"))
     if path.is_dir():
         files = sorted(file for file in path.iterdir() if file.suffix in _OPENERS)
-    elif path.is_file():
-        files = [path]
     else:
-        files = sorted(map(Path, glob.glob(str(path))))
+        files = [path] if path.is_file() else sorted(map(Path, glob.glob(str(path))))
     if not files:
         raise ValueError(
             f"{path}: no data there; give a file, pattern or folder of {', '.join(_OPENERS)}"
         )
-    tables = [_open_file(file, media_root) for file in files]
-    return tables[0] if len(tables) == 1 else ConcatTable(tables, path.name)
+    return files
 
 
 def _open_file(path: Path, root: Path | None) -> Table:

@@ -11,9 +11,9 @@ import re
 import tarfile
 from array import array
 from collections.abc import Iterator
-from functools import cached_property
+from itertools import groupby
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from vllm_dynin.processors.codecs.limits import DEFAULT_LIMITS
 from vllm_dynin.training_ext.data.bad import BadKind, BadSample
@@ -43,15 +43,11 @@ class TarTable:
         self.path, self.name, self.root = path, path.name, root
         self._offsets = array("q")
         self._size = 0
-        last = None
         try:
             with tarfile.open(path, "r:") as tar:
-                for prefix, _, info in _members(tar):
-                    if prefix == last:
-                        continue
-                    last = prefix
+                for _, members in groupby(_members(tar), _sample):
                     if self._size % _STRIDE == 0:
-                        self._offsets.append(info.offset)
+                        self._offsets.append(next(members)[2].offset)
                     self._size += 1
         except tarfile.TarError as error:
             raise ValueError(
@@ -62,29 +58,32 @@ class TarTable:
     def __len__(self) -> int:
         return self._size
 
-    @cached_property
-    def _stream(self) -> BinaryIO:
-        return open(self.path, "rb")
-
     def __getitem__(self, index: int) -> Row:
         if not 0 <= index < self._size:
             raise IndexError(index)
-        self._stream.seek(self._offsets[index // _STRIDE])
-        left, last = index % _STRIDE + 1, None
+        to_skip = index % _STRIDE
         fields: dict[str, Any] = {}
-        with tarfile.open(fileobj=self._stream, mode="r:") as tar:
-            for prefix, extension, info in _members(tar):
-                if prefix != last:
-                    last, left = prefix, left - 1
-                    if left < 0:
+        key = ""
+        with open(self.path, "rb") as stream:
+            stream.seek(self._offsets[index // _STRIDE])
+            with tarfile.open(fileobj=stream, mode="r:") as tar:
+                for number, (prefix, members) in enumerate(groupby(_members(tar), _sample)):
+                    if number == to_skip:
+                        key = prefix
+                        for _, extension, info in members:
+                            _add(fields, extension, _read(tar, info))
                         break
-                    key = prefix
-                if left == 0:
-                    _add(fields, extension, _read(tar, info))
         return Row(key=f"{self.name}:{key}", fields=fields, root=self.root)
 
 
-def _members(tar: tarfile.TarFile) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
+_Member = tuple[str, str, tarfile.TarInfo]
+
+
+def _sample(member: _Member) -> str:
+    return member[0]
+
+
+def _members(tar: tarfile.TarFile) -> Iterator[_Member]:
     """(sample, extension, header) of each file; the archive does not keep the headers."""
     while (info := tar.next()) is not None:
         tar.members = []  # type: ignore[attr-defined]  # not in the stubs; it would keep them all

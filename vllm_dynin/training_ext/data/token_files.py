@@ -84,14 +84,18 @@ def write_part(path: Path, records: Sequence[Record], metadata: Mapping[str, str
         codes += [code for medium in media for code in medium]
         text_offsets.append(len(texts))
         code_offsets.append(len(codes))
+    directions = sorted({record.task.value for record in records})
     tensors: dict[str, np.ndarray[Any, np.dtype[Any]]] = {
         "text": np.frombuffer(bytes(texts), np.uint8),
         "text_offsets": np.asarray(text_offsets, np.int64),
         "codes": np.asarray(codes, np.uint16),
         "code_offsets": np.asarray(code_offsets, np.int64),
+        "direction": np.asarray([directions.index(r.task.value) for r in records], np.uint8),
     }
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    save_file(tensors, temporary, {"format": FORMAT, **metadata})
+    save_file(
+        tensors, temporary, {"format": FORMAT, "directions": " ".join(directions), **metadata}
+    )
     with open(temporary, "rb") as stream:
         os.fsync(stream.fileno())
     temporary.replace(path)
@@ -123,13 +127,28 @@ class TokenPart:
     def __len__(self) -> int:
         return int(self._slices["text_offsets"].get_shape()[0]) - 1
 
+    def indices(self, task: Task) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """int64: where the records of a direction are, ascending."""
+        directions = self.metadata["directions"].split()
+        if task.value not in directions:
+            return np.zeros(0, np.int64)
+        is_wanted = self._file.get_tensor("direction") == directions.index(task.value)
+        return np.flatnonzero(is_wanted).astype(np.int64)
+
+    def count(self) -> dict[str, int]:
+        """Records of each direction."""
+        directions = self.metadata["directions"].split()
+        numbers = np.bincount(self._file.get_tensor("direction"), minlength=len(directions))
+        return dict(zip(directions, numbers.tolist(), strict=True))
+
     def __getitem__(self, index: int) -> Record:
         if not 0 <= index < len(self):
             raise IndexError(index)
         start, stop = self._slices["text_offsets"][index : index + 2].tolist()
         fields = json.loads(self._slices["text"][start:stop].tobytes())
         start, stop = self._slices["code_offsets"][index : index + 2].tolist()
-        codes = self._slices["codes"][start:stop].tolist()
+        # safetensors refuses an empty slice.
+        codes = self._slices["codes"][start:stop].tolist() if stop > start else []
         lengths: dict[str, Any] = fields.pop("lengths")
         fields["images"] = [_take(codes, length) for length in lengths.get("images", ())]
         for name in _MEDIA:
@@ -151,12 +170,12 @@ class TokenIndex:
     Args:
         identity: data, adapter, sizes and codecs, as JSON values: equal for equal tokens.
         num_parts: files that make up the set.
-        num_records: records in each of them; empty while it is being written.
+        num_records: records of each direction in each of them; empty while it is being written.
     """
 
     identity: Mapping[str, Any]
     num_parts: int
-    num_records: tuple[int, ...] = ()
+    num_records: tuple[Mapping[str, int], ...] = ()
 
     def write(self, folder: Path) -> None:
         """Write it, whole or not at all."""
@@ -192,28 +211,41 @@ def part_name(number: int, num_parts: int) -> str:
 
 
 class TokenTable:
-    """The records of a folder that `vllm-dynin tokenize` wrote.
+    """The records of one direction in a folder that `vllm-dynin tokenize` wrote.
 
     Args:
         folder: with its index and all of its parts.
+        task: the direction. Pairs of speech and transcript written for the other speech direction
+            are turned round where there are none for this one.
         name: of the set, for reports; by default that of the folder.
 
     Raises:
-        ValueError: it is no such folder, or not finished.
+        ValueError: it is no such folder, not finished, or has nothing of the direction.
     """
 
-    def __init__(self, folder: Path, name: str | None = None) -> None:
+    def __init__(self, folder: Path, task: Task, name: str | None = None) -> None:
         self.name = folder.name if name is None else name
-        self._folder = folder
+        self._folder, self._task = folder, task
         self.index = TokenIndex.read(folder)
-        if not self.index.num_records:
+        if len(self.index.num_records) != self.index.num_parts:
             present = len(list(folder.glob("tokens-*.safetensors")))
             raise ValueError(
                 f"{folder}: {present} of {self.index.num_parts} parts are there; run the same "
                 "vllm-dynin tokenize again to finish it"
             )
-        self._stops = np.cumsum(self.index.num_records)
+        counts = self.index.num_records
+        held = {name for part in counts for name, number in part.items() if number}
+        stored = task if task.value in held else _TURNED.get(task, task)
+        if stored.value not in held:
+            raise ValueError(
+                f"{folder} has no records of {task.value}; it has {', '.join(sorted(held))}"
+            )
+        self._stops = np.cumsum([part.get(stored.value, 0) for part in counts])
+        # Where directions are mixed, the places of this one: 8 bytes a record.
+        self._places: list[np.ndarray[Any, np.dtype[np.int64]]] | None = None
         self._open: OrderedDict[int, TokenPart] = OrderedDict()
+        if len(held) > 1:
+            self._places = [self._part(n).indices(stored) for n in range(self.index.num_parts)]
 
     def __len__(self) -> int:
         return int(self._stops[-1])
@@ -222,8 +254,10 @@ class TokenTable:
         if not 0 <= index < len(self):
             raise IndexError(index)
         number = int(np.searchsorted(self._stops, index, side="right"))
-        start = int(self._stops[number - 1]) if number else 0
-        return replace(self._part(number)[index - start], source=self.name)
+        place = index - (int(self._stops[number - 1]) if number else 0)
+        if self._places is not None:
+            place = int(self._places[number][place])
+        return swap_speech(replace(self._part(number)[place], source=self.name), self._task)
 
     def _part(self, number: int) -> TokenPart:
         if number not in self._open:
@@ -233,6 +267,9 @@ class TokenTable:
                 self._open.popitem(last=False)
         self._open.move_to_end(number)
         return self._open[number]
+
+
+_TURNED = {Task.TEXT_TO_SPEECH: Task.SPEECH_TO_TEXT, Task.SPEECH_TO_TEXT: Task.TEXT_TO_SPEECH}
 
 
 def swap_speech(record: Record, task: Task) -> Record:

@@ -1,0 +1,105 @@
+"""`vllm-dynin tokenize`: a data set with media into token files for training."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import fields, replace
+from pathlib import Path
+
+_DESCRIPTION = """\
+Encode the images, videos and recordings of a data set with a checkpoint's codecs, and write its
+records as token files. Run the same command again after an interruption: finished parts are kept.
+Samples that cannot be used are left out, counted, and listed in DIR/bad.jsonl.
+"""
+
+
+def _parser() -> argparse.ArgumentParser:
+    from vllm_dynin.training_ext.data.adapters import ADAPTERS
+    from vllm_dynin.training_ext.data.encode import EncodeOptions
+
+    parser = argparse.ArgumentParser(
+        prog="vllm-dynin tokenize",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "data", help="manifest (.jsonl), .parquet, .arrow, .csv, .tsv, .tar, folder"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--checkpoint", metavar="DIR", help="whose codecs are used")
+    parser.add_argument("--task", help="direction of the rows, e.g. t2i; a manifest may say it")
+    parser.add_argument("--adapter", default="record", choices=list(ADAPTERS))
+    parser.add_argument(
+        "--column",
+        action="append",
+        default=[],
+        metavar="NAME=COLUMN",
+        help="what the adapter calls NAME stands in COLUMN; may be repeated",
+    )
+    parser.add_argument("--media-root", metavar="DIR", help="default: the folder of the file")
+    parser.add_argument("--split", default="train", help="of a saved DatasetDict")
+    parser.add_argument("--rows-per-part", type=int, default=1000, metavar="N")
+    parser.add_argument("--workers", type=int, default=1, metavar="N")
+    parser.add_argument("--device", default="cpu", help="where the codecs run (default: cpu)")
+    parser.add_argument(
+        "--max-bad-share",
+        type=float,
+        default=0.01,
+        metavar="SHARE",
+        help="more bad samples are an error (default: %(default)s)",
+    )
+    sizes = parser.add_argument_group("sizes and limits (default: what the checkpoint serves with)")
+    for field in fields(EncodeOptions):
+        flag = f"--{field.name.replace('_', '-')}"
+        sizes.add_argument(flag, type=float if "seconds" in field.name else int, metavar="N")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Tokenise a data set.
+
+    Returns:
+        The exit status: 1 where data and options do not fit, or too many samples are bad.
+    """
+    given = _parser().parse_args(arguments)
+    from tqdm import tqdm
+
+    from vllm_dynin.canvas import Task
+    from vllm_dynin.training_ext.data.encode import EncodeOptions
+    from vllm_dynin.training_ext.data.tokenize import BAD_REPORT, tokenize
+    from vllm_dynin.training_ext.data.tokenize_job import TokenizeJob
+
+    try:
+        columns = dict(column.split("=", 1) for column in given.column)
+    except ValueError:
+        print(f"vllm-dynin tokenize: --column {given.column} must be NAME=COLUMN", file=sys.stderr)
+        return 1
+    try:
+        job = TokenizeJob(
+            data=given.data,
+            out=given.out,
+            checkpoint=given.checkpoint,
+            task=None if given.task is None else Task(given.task),
+            adapter=given.adapter,
+            columns=columns,
+            media_root=given.media_root,
+            split=given.split,
+            rows_per_part=given.rows_per_part,
+            max_bad_share=given.max_bad_share,
+            device=given.device,
+        )
+        named = {f.name: getattr(given, f.name) for f in fields(EncodeOptions)}
+        named = {name: value for name, value in named.items() if value is not None}
+        job = replace(job, options=replace(job.encode_options(), **named))
+        with tqdm(total=len(job.open()), unit=" rows", disable=None) as bar:
+            report = tokenize(job, workers=given.workers, progress=bar.update)
+    except ValueError as error:
+        print(f"vllm-dynin tokenize: {error}", file=sys.stderr)
+        return 1
+    written = ", ".join(f"{count} {task}" for task, count in report.num_records.items())
+    bad = ", ".join(f"{count} {kind}" for kind, count in report.num_bad.items())
+    print(f"{report.num_rows} rows: {written or 'no'} records written to {given.out}")
+    print(f"bad samples: {bad or 'none'}" + (f" (see {given.out / BAD_REPORT})" if bad else ""))
+    print(f"{report.num_parts_made} of {report.num_parts} parts made in {report.seconds:.1f} s")
+    return 0
