@@ -28,6 +28,7 @@ from vllm_dynin.training_ext.trainer import checkpoints
 from vllm_dynin.training_ext.trainer.config import TrainConfig
 from vllm_dynin.training_ext.trainer.feed import Feed, MicroBatch
 from vllm_dynin.training_ext.trainer.optimiser import MovingAverage
+from vllm_dynin.training_ext.trainer.packing import packed_hidden
 from vllm_dynin.training_ext.trainer.parallel import Parallel, checkpoint_activations
 from vllm_dynin.training_ext.trainer.report import StepReport, Tally
 
@@ -45,6 +46,7 @@ class TrainModule(nn.Module):
         super().__init__()
         self.model = model
         self._objectives = objectives
+        self._is_packed = config.is_packed
         # FSDP2 and DeepSpeed cast by themselves.
         self._is_autocast = config.precision == "bf16" and config.sharding == "none"
 
@@ -52,7 +54,8 @@ class TrainModule(nn.Module):
         """Losses of one micro-batch over the denominators of the whole step."""
         device = self.model.head_weight.device.type
         with torch.autocast(device, torch.bfloat16, enabled=self._is_autocast):
-            return losses_of(self.model, noised, self._objectives, totals)
+            hidden = packed_hidden(self.model, noised) if self._is_packed else None
+            return losses_of(self.model, noised, self._objectives, totals, hidden=hidden)
 
 
 class Trainer:
@@ -112,7 +115,7 @@ class Trainer:
             group["lr"] = learning_rate
         noised = self._noise(self.feed.next_step())
         totals = self.parallel.sum_tasks(noised)
-        tally = Tally(self._objectives)
+        tally = Tally(self._objectives, is_packed=self.config.is_packed)
         for index, part in enumerate(noised):
             with self.parallel.micro_batch(is_last=index == len(noised) - 1):
                 losses = self._module(part, totals)

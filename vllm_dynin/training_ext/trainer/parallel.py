@@ -112,7 +112,11 @@ class Parallel:
             )
         policy = MixedPrecisionPolicy()
         if self.config.precision == "bf16":
-            policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+            policy = MixedPrecisionPolicy(
+                param_dtype=torch.bfloat16,
+                reduce_dtype=torch.float32,
+                cast_forward_inputs=False,  # angles of the rotary embedding stay float32
+            )
         mesh = init_device_mesh(self.device.type, (self.world_size,))
         for part in (*model.model.transformer.blocks, module):
             fully_shard(part, mesh=mesh, mp_policy=policy)
@@ -172,7 +176,8 @@ class Parallel:
             return totals
         given = [sorted(part) for part in noised]
         by_rank = self.gather_objects((totals, given))
-        if self.config.sharding != "none" and any(of_rank[1] != given for of_rank in by_rank):
+        is_one_pass = self.config.sharding == "none" or self.config.is_packed
+        if not is_one_pass and any(of_rank[1] != given for of_rank in by_rank):
             raise ValueError(
                 f"ranks have different directions in a micro-batch ({given} here); with shards "
                 "every rank needs the same, so give each direction as many rows a step as there "

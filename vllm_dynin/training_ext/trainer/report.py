@@ -52,7 +52,8 @@ class StepReport:
         grad_norm: before clipping; not a number where DeepSpeed does not tell.
         learning_rate: that was used.
         num_supervised: positions the loss looked at.
-        num_positions: positions that went through the model, padding included, over all ranks.
+        num_positions: positions that went through the model over all ranks; padding included,
+            unless rows are packed.
         seconds: wall clock since the step before.
         tasks: the same for each direction.
     """
@@ -157,10 +158,13 @@ class Tally:
 
     Args:
         objectives: of the directions, for their coefficients.
+        is_packed: whether padding is left out.
     """
 
-    def __init__(self, objectives: Mapping[Task, DirectionObjective]) -> None:
-        self._objectives = objectives
+    def __init__(
+        self, objectives: Mapping[Task, DirectionObjective], *, is_packed: bool = False
+    ) -> None:
+        self._objectives, self._is_packed = objectives, is_packed
         self._parts: list[tuple[Task, Noised, Tensor, Tensor]] = []
         self._num_positions = 0
 
@@ -168,7 +172,8 @@ class Tally:
         """Add one micro-batch."""
         for task, part in noised.items():
             self._parts.append((task, part, losses.per_task[task], losses.nll[task]))
-            self._num_positions += part.ids_BT.numel()
+            is_all = part.is_visible_BT is None or not self._is_packed
+            self._num_positions += part.ids_BT.numel() if is_all else int(part.is_visible_BT.sum())
 
     def report(
         self, parallel: Parallel, *, step: int, grad_norm: float, learning_rate: float
