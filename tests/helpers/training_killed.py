@@ -12,7 +12,6 @@ import time
 from pathlib import Path
 
 from helpers.training_runs import small_trainer
-
 from vllm_dynin.training_ext.trainer import TrainConfig, checkpoints
 
 SETTINGS = {"num_steps": 5, "seed": 3, "learning_rate": 1e-3, "num_warmup_steps": 1}

@@ -10,9 +10,9 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from helpers.training_runs import small_trainer
 from safetensors.torch import save_file
 
+from helpers.training_runs import small_trainer
 from vllm_dynin.training_ext.trainer import TrainConfig, Trainer
 from vllm_dynin.training_ext.trainer.parallel import whole
 

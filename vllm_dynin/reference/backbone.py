@@ -231,9 +231,7 @@ class LLaDA(nn.Module):
         return F.linear(hidden, weight)
 
 
-def _attention_mask(
-    attend: Tensor | Attention | None, ids_BT: Tensor
-) -> Tensor | Attention | None:
+def _attention_mask(attend: Tensor | Attention | None, ids_BT: Tensor) -> Tensor | Attention | None:
     if attend is None or not isinstance(attend, Tensor):
         return attend
     batch, length = ids_BT.shape

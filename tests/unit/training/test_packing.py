@@ -40,7 +40,9 @@ def test_packed_rows_have_the_losses_and_gradients_of_unpacked_ones(noised):
     expected.total.backward()
     found.total.backward()
     for task in DIRECTIONS:
-        assert found.per_task[task].item() == pytest.approx(expected.per_task[task].item(), rel=1e-5)
+        assert found.per_task[task].item() == pytest.approx(
+            expected.per_task[task].item(), rel=1e-5
+        )
         assert torch.allclose(found.nll[task], expected.nll[task], atol=1e-5), task
     for name, gradient in gradients(plain).items():
         assert torch.allclose(gradients(packed)[name], gradient, atol=2e-6), name

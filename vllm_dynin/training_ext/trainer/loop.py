@@ -62,7 +62,8 @@ class Trainer:
     """One run: `steps()` trains, `save` and `resume` keep it.
 
     Args:
-        model: float32, trained in place.
+        model: float32, trained in place. It may be on the meta device, so that no process ever
+            holds all of a model that is sharded; `load_weights` or `resume` fills it then.
         feed: micro-batches of this rank.
         objectives: of at least the directions that come up.
         config: the run.
@@ -81,17 +82,15 @@ class Trainer:
         parallel: Parallel | None = None,
     ) -> None:
         _check_float32(model)
+        if config.is_activation_checkpointed:
+            checkpoint_activations(model)
         self.model, self.feed, self.config = model, feed, config
         self.parallel = parallel or Parallel(config)
         self.step = 0
-        self._objectives = objectives
-        if config.is_activation_checkpointed:
-            checkpoint_activations(model)
+        self.objectives = objectives
         module = TrainModule(model, objectives, config)
         self._module, self.optimizer = self.parallel.prepare(model, module)
-        self.average: MovingAverage | None = None
-        if config.ema_decay is not None:
-            self.average = MovingAverage(model, config.ema_decay)
+        self.average = self._new_average()
 
     def steps(self) -> Iterator[StepReport]:
         """Train up to `num_steps`, yielding a report after every optimiser step.
@@ -115,10 +114,10 @@ class Trainer:
             group["lr"] = learning_rate
         noised = self._noise(self.feed.next_step())
         totals = self.parallel.sum_tasks(noised)
-        tally = Tally(self._objectives, is_packed=self.config.is_packed)
+        tally = Tally(self.objectives, is_packed=self.config.is_packed)
         for index, part in enumerate(noised):
             with self.parallel.micro_batch(is_last=index == len(noised) - 1):
-                losses = self._module(part, totals)
+                losses = self.forward(part, totals)
                 self.parallel.backward(losses.total)
             tally.add(part, losses)
         norm = self.parallel.clip(self.model)
@@ -142,7 +141,7 @@ class Trainer:
         return [
             noise_batches(
                 one.batches,
-                self._objectives,
+                self.objectives,
                 self.model.config,
                 self.config.seed,
                 self.step,
@@ -152,6 +151,11 @@ class Trainer:
             )
             for one in micro
         ]
+
+    def forward(self, noised: Mapping[Task, Noised], totals: Mapping[Task, int]) -> Losses:
+        """Losses of one micro-batch, through the wrapped module; see `TrainModule`."""
+        losses: Losses = self._module(noised, totals)
+        return losses
 
     # --- keeping ----------------------------------------------------------------------------------
 
@@ -181,6 +185,19 @@ class Trainer:
             config=self.config,
             parallel=self.parallel,
         )
+
+    def load_weights(self, path: Path) -> None:
+        """Start from a checkpoint of the family, one tensor at a time, also into shards.
+
+        Raises:
+            ValueError: its tensors are not those of the model.
+        """
+        checkpoints.load_weights(path, dict(self.model.named_parameters()))
+        self.average = self._new_average()
+
+    def _new_average(self) -> MovingAverage | None:
+        decay = self.config.ema_decay
+        return None if decay is None else MovingAverage(self.model, decay)
 
     @property
     def _average(self) -> dict[str, Tensor] | None:

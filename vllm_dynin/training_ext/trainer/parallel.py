@@ -101,7 +101,7 @@ class Parallel:
         """
         if self.config.sharding == "none":
             if not self.is_deepspeed:  # DeepSpeed moves what its stage leaves whole
-                model.to(self.device)
+                _place(model, self.device)
             optimizer = make_optimizer(model, self.config)
             self._module, optimizer = self.accelerator.prepare(module, optimizer)
             return self._module, optimizer
@@ -120,8 +120,32 @@ class Parallel:
         mesh = init_device_mesh(self.device.type, (self.world_size,))
         for part in (*model.model.transformer.blocks, module):
             fully_shard(part, mesh=mesh, mp_policy=policy)
+        _place(model, self.device)
         self._module = module
         return module, make_optimizer(model, self.config)
+
+    @contextmanager
+    def whole_model(self) -> Iterator[None]:
+        """Around calls of the model outside the wrapped module's forward, by all ranks alike.
+
+        Raises:
+            ValueError: under DeepSpeed ZeRO-3, which has no weights to call it with.
+        """
+        if isinstance(self._module, FSDPModule):
+            # Blocks gather themselves; what lies outside them is gathered by the root's forward.
+            self._module.unshard()
+            try:
+                yield
+            finally:
+                self._module.reshard()
+            return
+        plugin = self.accelerator.deepspeed_plugin if self.is_deepspeed else None
+        if plugin is not None and plugin.zero_stage == 3:
+            raise ValueError(
+                "nothing can be generated under ZeRO-3; set the generated samples to 0, or use "
+                "sharding=fsdp2"
+            )
+        yield
 
     # --- a step -----------------------------------------------------------------------------------
 
@@ -203,6 +227,17 @@ class Parallel:
         values: list[Any] = [None] * self.world_size
         dist.all_gather_object(values, value)
         return values
+
+
+def _place(model: nn.Module, device: torch.device) -> None:
+    """Move to the device; weights without values become zeros there, to be filled later."""
+    if any(weight.is_meta for weight in model.parameters()):
+        model.to_empty(device=device)
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.zero_()
+    else:
+        model.to(device)
 
 
 def whole(tensor: Tensor) -> Tensor:

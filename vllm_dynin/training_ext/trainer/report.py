@@ -7,7 +7,6 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -113,7 +112,9 @@ class RunLog:
             str(folder / "tensorboard"), purge_step=resumed_at + 1 if resumed_at else None
         )
 
-    def write(self, step: int, scalars: Mapping[str, float], texts: Mapping[str, Any] = {}) -> None:
+    def write(
+        self, step: int, scalars: Mapping[str, float], texts: Mapping[str, Any] | None = None
+    ) -> None:
         """Add one line, and the same to TensorBoard.
 
         Args:
@@ -121,6 +122,7 @@ class RunLog:
             scalars: names and numbers.
             texts: what is no number, e.g. generated samples; as JSON.
         """
+        texts = texts or {}
         values = {"step": step, **scalars, **texts}
         self._file.write(json.dumps(values) + "\n")
         self._file.flush()
@@ -130,15 +132,8 @@ class RunLog:
             as_text = text if isinstance(text, str) else json.dumps(text, indent=1)
             self._events.add_text(name, as_text, step)
 
-    def __enter__(self) -> RunLog:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Write out what is held."""
         self._file.close()
         self._events.close()
 
