@@ -32,7 +32,7 @@ DIRECTIONS = (
 def small_config(layers: int = 2) -> LLaDAConfig:
     """An omnimodal model of a hundred thousand weights with short text blocks."""
     config = tiny_config(DyninOmniConfig, num_heads=1, layers=layers)
-    config.image_text_block = config.speech_text_block = 24
+    config.image_text_block = config.speech_text_block = 28
     return config
 
 
@@ -57,7 +57,7 @@ def record(task: Task, number: int) -> Record:
             "answer": f"two {number}",
         },
         Task.SPEECH_TO_TEXT: {"units": codes(rng, 3 + number % 4, 12), "answer": "say"},
-        Task.TEXT_TO_SPEECH: {"text": "say", "units": codes(rng, 3 + number % 4, 12)},
+        Task.TEXT_TO_SPEECH: {"text": f"say {number}", "units": codes(rng, 3 + number % 4, 12)},
         Task.TEXT_TO_IMAGE: {"text": f"cube {number}", "target_image": codes(rng, 4, 16)},
         Task.IMAGE_TO_IMAGE: {
             "text": "turn",

@@ -32,6 +32,14 @@ COMMANDS = {
         "vllm_dynin.entrypoints.commands.extend_vocab",
         "add rows for image codes or speech units to a checkpoint",
     ),
+    "train": (
+        "vllm_dynin.entrypoints.commands.train",
+        "train a stage of the recipe, or a tiny model from nothing",
+    ),
+    "export": (
+        "vllm_dynin.entrypoints.commands.export",
+        "write the weights of a training checkpoint to be served",
+    ),
     "stages": (
         "vllm_dynin.entrypoints.commands.stages",
         "print the configuration of a training stage, or what tells two apart",

@@ -12,6 +12,7 @@ Source: `models/modeling_llada.py` of AIDASLab/Dynin-Omni@d6e3ca8, behaviour onl
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -23,6 +24,9 @@ from vllm_dynin.config import LLaDAConfig
 
 Columns = Tensor | range
 """Columns of the head: a range (free, a view) or int64 ids [C] (copies those rows)."""
+
+Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Attention of its own: queries [B, H, T, E], keys and values [B, K, T, E] → [B, H, T, E]."""
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -104,15 +108,20 @@ class Block(nn.Module):
         self.up_proj = nn.Linear(hidden, mlp, bias=False)
         self.ff_out = nn.Linear(mlp, hidden, bias=False)
 
-    def forward(self, x_BTD: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(
+        self, x_BTD: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | Attention | None
+    ) -> Tensor:
         """Apply the block; cos and sin [B or 1, 1, T, E], mask [B, 1, 1 or T, T] broadcast."""
         normed = self.attn_norm(x_BTD)
         q_BHTE = rotate(self._heads(self.q_proj(normed)), cos, sin)
         k_BKTE = rotate(self._heads(self.k_proj(normed)), cos, sin)
         v_BKTE = self._heads(self.v_proj(normed))
-        attended = F.scaled_dot_product_attention(
-            q_BHTE, k_BKTE, v_BKTE, attn_mask=mask, enable_gqa=self.is_grouped
-        )
+        if mask is None or isinstance(mask, Tensor):
+            attended = F.scaled_dot_product_attention(
+                q_BHTE, k_BKTE, v_BKTE, attn_mask=mask, enable_gqa=self.is_grouped
+            )
+        else:
+            attended = mask(q_BHTE, k_BKTE, v_BKTE)
         x_BTD = x_BTD + self.attn_out(attended.transpose(1, 2).flatten(2))
         normed = self.ff_norm(x_BTD)
         return x_BTD + self.ff_out(gated(self.ff_proj(normed), self.up_proj(normed)))
@@ -186,9 +195,15 @@ class LLaDA(nn.Module):
         return self.head(hidden if rows is None else hidden[rows], columns)
 
     def hidden(
-        self, ids_BT: Tensor, positions_BT: Tensor | None = None, attend: Tensor | None = None
+        self,
+        ids_BT: Tensor,
+        positions_BT: Tensor | None = None,
+        attend: Tensor | Attention | None = None,
     ) -> Tensor:
-        """Final normalised hidden states [B, T, D]; arguments as in `forward`."""
+        """Final normalised hidden states [B, T, D]; arguments as in `forward`.
+
+        `attend` may also be a function that does the attention of every block, for packed rows.
+        """
         if positions_BT is None:
             positions_BT = torch.arange(ids_BT.shape[1], device=ids_BT.device)
         cos, sin = rope_tables(
@@ -216,9 +231,9 @@ class LLaDA(nn.Module):
         return F.linear(hidden, weight)
 
 
-def _attention_mask(attend: Tensor | None, ids_BT: Tensor) -> Tensor | None:
-    if attend is None:
-        return None
+def _attention_mask(attend: Tensor | Attention | None, ids_BT: Tensor) -> Tensor | Attention | None:
+    if attend is None or not isinstance(attend, Tensor):
+        return attend
     batch, length = ids_BT.shape
     if attend.is_floating_point() and attend.shape == (batch, length, length):
         return attend[:, None]

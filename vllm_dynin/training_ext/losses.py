@@ -231,6 +231,8 @@ def losses_of(
     noised: Mapping[Task, Noised],
     objectives: Mapping[Task, DirectionObjective],
     totals: Mapping[Task, int] | None = None,
+    *,
+    hidden: Mapping[Task, Tensor] | None = None,
 ) -> Losses:
     """Run the model on each direction's batch; the head sees the N positions and C columns only.
 
@@ -244,6 +246,8 @@ def losses_of(
         totals: denominators over the whole step; None takes each batch's own. Losses of the
             parts then add up over ranks and accumulated batches (where gradients are averaged
             over ranks, multiply by their number).
+        hidden: final hidden states [N, D] of each direction where they were computed together
+            (packed rows); None runs each direction's batch.
 
     Raises:
         ValueError: there is no batch.
@@ -257,13 +261,17 @@ def losses_of(
     nll: dict[Task, Tensor] = {}
     for task, given in noised.items():
         objective, part = _objective(objectives, task), given.to(device)
-        logits_NC = model(
-            part.ids_BT,
-            positions_BT=part.positions_BT,
-            attend=part.is_visible_BT if part.bias_BTT is None else part.bias_BTT,
-            rows=part.has_loss_BT,
-            columns=head_columns(part.columns, device),
-        )
+        columns = head_columns(part.columns, device)
+        if hidden is not None:
+            logits_NC = model.head(hidden[task], columns)
+        else:
+            logits_NC = model(
+                part.ids_BT,
+                positions_BT=part.positions_BT,
+                attend=part.is_visible_BT if part.bias_BTT is None else part.bias_BTT,
+                rows=part.has_loss_BT,
+                columns=columns,
+            )
         losses_N = cross_entropy(logits_NC, part.labels_N, is_float32=objective.is_float32)
         loss = weighted_sum(losses_N, part, objective) / max(1, totals[task])
         terms.append(objective.coefficient * loss)

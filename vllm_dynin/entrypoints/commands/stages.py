@@ -34,7 +34,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _stage(spelling: str) -> StageConfig:
+def named_stage(spelling: str) -> StageConfig:
+    """A stage by its name, with `:release` or `:paper` behind it.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
     from vllm_dynin.training_ext.stages import STAGES
 
     name, _, variant = spelling.partition(":")
@@ -74,7 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
             for name in STAGES
             for variant in ([""] if name == "debug" else ["", ":release"])
         ]
-        stages = [_stage(name) for name in names]
+        stages = [named_stage(name) for name in names]
         if given.set:
             changes = settings.parse_overrides(given.set)
             stages[0] = settings.override(stages[0], changes)

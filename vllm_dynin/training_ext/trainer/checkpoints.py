@@ -251,9 +251,9 @@ def load(
     state = read_state(path)
     _check_same(state, config, parallel.world_size, path)
     weights = dict(model.named_parameters())
-    _load_tensors(path / "model", weights)
+    load_weights(path / "model", weights)
     if average is not None:
-        _load_tensors(path / "ema", average)
+        load_weights(path / "ema", average)
     for name, weight in weights.items():
         _load_moments(path / "optimiser" / f"{name}.safetensors", weight, optimizer)
     load_feed(_load_rank(path / "ranks", parallel.rank))
@@ -281,7 +281,16 @@ def _check_same(state: RunState, config: TrainConfig, world_size: int, path: Pat
         )
 
 
-def _load_tensors(path: Path, into: Mapping[str, Tensor]) -> None:
+def load_weights(path: Path, into: Mapping[str, Tensor]) -> None:
+    """Fill tensors, whole or sharded, from a checkpoint of the family, one at a time.
+
+    Args:
+        path: folder of the checkpoint.
+        into: name → tensor; the names must be those of the checkpoint.
+
+    Raises:
+        ValueError: a tensor is missing, left over, or of another shape.
+    """
     shapes = checkpoint.tensor_shapes(path)
     expected = {name: tuple(tensor.shape) for name, tensor in into.items()}
     if shapes != expected:
@@ -289,8 +298,8 @@ def _load_tensors(path: Path, into: Mapping[str, Tensor]) -> None:
             name for name in shapes.keys() | expected if shapes.get(name) != expected.get(name)
         )
         raise ValueError(
-            f"{path} does not fit the model of this run: {', '.join(wrong[:5])} differ; resume "
-            "with the model the run began with"
+            f"{path} does not fit the model of this run: {', '.join(wrong[:5])} differ; use "
+            "the model the checkpoint is of"
         )
     for name, tensor in checkpoint.iter_tensors(path):
         fill(into[name].detach(), tensor)

@@ -35,9 +35,8 @@ class TrainConfig:
         precision: of forward and backward.
         sharding: over several processes.
         is_activation_checkpointed: recompute each block's activations in the backward pass.
-        is_packed: put sequences of all directions behind each other in rows of `pack_length`
-            instead of padding each direction to its longest.
-        pack_length: positions of a packed row.
+        is_packed: put the rows of all directions behind each other, without padding, in one pass
+            with attention within each row; otherwise each direction is a pass of its own.
         ema_decay: keep a moving average of the weights with this decay a step; None keeps none.
 
     Raises:
@@ -59,7 +58,6 @@ class TrainConfig:
     sharding: Sharding = "none"
     is_activation_checkpointed: bool = False
     is_packed: bool = False
-    pack_length: int = 2048
     ema_decay: float | None = None
 
     def __post_init__(self) -> None:
@@ -73,7 +71,6 @@ class TrainConfig:
             ("num_micro_batches", self.num_micro_batches >= 1, "at least 1"),
             ("precision", self.precision in ("fp32", "bf16"), "fp32 or bf16"),
             ("sharding", self.sharding in ("none", "fsdp2"), "none or fsdp2"),
-            ("pack_length", self.pack_length >= 1, "at least 1"),
             ("ema_decay", self.ema_decay is None or 0 < self.ema_decay < 1, "between 0 and 1"),
         )
         for name, is_met, rule in rules:

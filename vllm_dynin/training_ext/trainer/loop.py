@@ -28,6 +28,7 @@ from vllm_dynin.training_ext.trainer import checkpoints
 from vllm_dynin.training_ext.trainer.config import TrainConfig
 from vllm_dynin.training_ext.trainer.feed import Feed, MicroBatch
 from vllm_dynin.training_ext.trainer.optimiser import MovingAverage
+from vllm_dynin.training_ext.trainer.packing import packed_hidden
 from vllm_dynin.training_ext.trainer.parallel import Parallel, checkpoint_activations
 from vllm_dynin.training_ext.trainer.report import StepReport, Tally
 
@@ -45,6 +46,7 @@ class TrainModule(nn.Module):
         super().__init__()
         self.model = model
         self._objectives = objectives
+        self._is_packed = config.is_packed
         # FSDP2 and DeepSpeed cast by themselves.
         self._is_autocast = config.precision == "bf16" and config.sharding == "none"
 
@@ -52,14 +54,16 @@ class TrainModule(nn.Module):
         """Losses of one micro-batch over the denominators of the whole step."""
         device = self.model.head_weight.device.type
         with torch.autocast(device, torch.bfloat16, enabled=self._is_autocast):
-            return losses_of(self.model, noised, self._objectives, totals)
+            hidden = packed_hidden(self.model, noised) if self._is_packed else None
+            return losses_of(self.model, noised, self._objectives, totals, hidden=hidden)
 
 
 class Trainer:
     """One run: `steps()` trains, `save` and `resume` keep it.
 
     Args:
-        model: float32, trained in place.
+        model: float32, trained in place. It may be on the meta device, so that no process ever
+            holds all of a model that is sharded; `load_weights` or `resume` fills it then.
         feed: micro-batches of this rank.
         objectives: of at least the directions that come up.
         config: the run.
@@ -78,17 +82,15 @@ class Trainer:
         parallel: Parallel | None = None,
     ) -> None:
         _check_float32(model)
+        if config.is_activation_checkpointed:
+            checkpoint_activations(model)
         self.model, self.feed, self.config = model, feed, config
         self.parallel = parallel or Parallel(config)
         self.step = 0
-        self._objectives = objectives
-        if config.is_activation_checkpointed:
-            checkpoint_activations(model)
+        self.objectives = objectives
         module = TrainModule(model, objectives, config)
         self._module, self.optimizer = self.parallel.prepare(model, module)
-        self.average: MovingAverage | None = None
-        if config.ema_decay is not None:
-            self.average = MovingAverage(model, config.ema_decay)
+        self.average = self._new_average()
 
     def steps(self) -> Iterator[StepReport]:
         """Train up to `num_steps`, yielding a report after every optimiser step.
@@ -112,10 +114,10 @@ class Trainer:
             group["lr"] = learning_rate
         noised = self._noise(self.feed.next_step())
         totals = self.parallel.sum_tasks(noised)
-        tally = Tally(self._objectives)
+        tally = Tally(self.objectives, is_packed=self.config.is_packed)
         for index, part in enumerate(noised):
             with self.parallel.micro_batch(is_last=index == len(noised) - 1):
-                losses = self._module(part, totals)
+                losses = self.forward(part, totals)
                 self.parallel.backward(losses.total)
             tally.add(part, losses)
         norm = self.parallel.clip(self.model)
@@ -139,7 +141,7 @@ class Trainer:
         return [
             noise_batches(
                 one.batches,
-                self._objectives,
+                self.objectives,
                 self.model.config,
                 self.config.seed,
                 self.step,
@@ -149,6 +151,11 @@ class Trainer:
             )
             for one in micro
         ]
+
+    def forward(self, noised: Mapping[Task, Noised], totals: Mapping[Task, int]) -> Losses:
+        """Losses of one micro-batch, through the wrapped module; see `TrainModule`."""
+        losses: Losses = self._module(noised, totals)
+        return losses
 
     # --- keeping ----------------------------------------------------------------------------------
 
@@ -178,6 +185,19 @@ class Trainer:
             config=self.config,
             parallel=self.parallel,
         )
+
+    def load_weights(self, path: Path) -> None:
+        """Start from a checkpoint of the family, one tensor at a time, also into shards.
+
+        Raises:
+            ValueError: its tensors are not those of the model.
+        """
+        checkpoints.load_weights(path, dict(self.model.named_parameters()))
+        self.average = self._new_average()
+
+    def _new_average(self) -> MovingAverage | None:
+        decay = self.config.ema_decay
+        return None if decay is None else MovingAverage(self.model, decay)
 
     @property
     def _average(self) -> dict[str, Tensor] | None:

@@ -101,7 +101,7 @@ class Parallel:
         """
         if self.config.sharding == "none":
             if not self.is_deepspeed:  # DeepSpeed moves what its stage leaves whole
-                model.to(self.device)
+                _place(model, self.device)
             optimizer = make_optimizer(model, self.config)
             self._module, optimizer = self.accelerator.prepare(module, optimizer)
             return self._module, optimizer
@@ -112,12 +112,40 @@ class Parallel:
             )
         policy = MixedPrecisionPolicy()
         if self.config.precision == "bf16":
-            policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+            policy = MixedPrecisionPolicy(
+                param_dtype=torch.bfloat16,
+                reduce_dtype=torch.float32,
+                cast_forward_inputs=False,  # angles of the rotary embedding stay float32
+            )
         mesh = init_device_mesh(self.device.type, (self.world_size,))
         for part in (*model.model.transformer.blocks, module):
             fully_shard(part, mesh=mesh, mp_policy=policy)
+        _place(model, self.device)
         self._module = module
         return module, make_optimizer(model, self.config)
+
+    @contextmanager
+    def whole_model(self) -> Iterator[None]:
+        """Around calls of the model outside the wrapped module's forward, by all ranks alike.
+
+        Raises:
+            ValueError: under DeepSpeed ZeRO-3, which has no weights to call it with.
+        """
+        if isinstance(self._module, FSDPModule):
+            # Blocks gather themselves; what lies outside them is gathered by the root's forward.
+            self._module.unshard()
+            try:
+                yield
+            finally:
+                self._module.reshard()
+            return
+        plugin = self.accelerator.deepspeed_plugin if self.is_deepspeed else None
+        if plugin is not None and plugin.zero_stage == 3:
+            raise ValueError(
+                "nothing can be generated under ZeRO-3; set the generated samples to 0, or use "
+                "sharding=fsdp2"
+            )
+        yield
 
     # --- a step -----------------------------------------------------------------------------------
 
@@ -172,7 +200,8 @@ class Parallel:
             return totals
         given = [sorted(part) for part in noised]
         by_rank = self.gather_objects((totals, given))
-        if self.config.sharding != "none" and any(of_rank[1] != given for of_rank in by_rank):
+        is_one_pass = self.config.sharding == "none" or self.config.is_packed
+        if not is_one_pass and any(of_rank[1] != given for of_rank in by_rank):
             raise ValueError(
                 f"ranks have different directions in a micro-batch ({given} here); with shards "
                 "every rank needs the same, so give each direction as many rows a step as there "
@@ -198,6 +227,17 @@ class Parallel:
         values: list[Any] = [None] * self.world_size
         dist.all_gather_object(values, value)
         return values
+
+
+def _place(model: nn.Module, device: torch.device) -> None:
+    """Move to the device; weights without values become zeros there, to be filled later."""
+    if any(weight.is_meta for weight in model.parameters()):
+        model.to_empty(device=device)
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.zero_()
+    else:
+        model.to(device)
 
 
 def whole(tensor: Tensor) -> Tensor:

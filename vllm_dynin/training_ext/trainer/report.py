@@ -7,7 +7,6 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -52,7 +51,8 @@ class StepReport:
         grad_norm: before clipping; not a number where DeepSpeed does not tell.
         learning_rate: that was used.
         num_supervised: positions the loss looked at.
-        num_positions: positions that went through the model, padding included, over all ranks.
+        num_positions: positions that went through the model over all ranks; padding included,
+            unless rows are packed.
         seconds: wall clock since the step before.
         tasks: the same for each direction.
     """
@@ -112,7 +112,9 @@ class RunLog:
             str(folder / "tensorboard"), purge_step=resumed_at + 1 if resumed_at else None
         )
 
-    def write(self, step: int, scalars: Mapping[str, float], texts: Mapping[str, Any] = {}) -> None:
+    def write(
+        self, step: int, scalars: Mapping[str, float], texts: Mapping[str, Any] | None = None
+    ) -> None:
         """Add one line, and the same to TensorBoard.
 
         Args:
@@ -120,6 +122,7 @@ class RunLog:
             scalars: names and numbers.
             texts: what is no number, e.g. generated samples; as JSON.
         """
+        texts = texts or {}
         values = {"step": step, **scalars, **texts}
         self._file.write(json.dumps(values) + "\n")
         self._file.flush()
@@ -129,15 +132,8 @@ class RunLog:
             as_text = text if isinstance(text, str) else json.dumps(text, indent=1)
             self._events.add_text(name, as_text, step)
 
-    def __enter__(self) -> RunLog:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Write out what is held."""
         self._file.close()
         self._events.close()
 
@@ -157,10 +153,13 @@ class Tally:
 
     Args:
         objectives: of the directions, for their coefficients.
+        is_packed: whether padding is left out.
     """
 
-    def __init__(self, objectives: Mapping[Task, DirectionObjective]) -> None:
-        self._objectives = objectives
+    def __init__(
+        self, objectives: Mapping[Task, DirectionObjective], *, is_packed: bool = False
+    ) -> None:
+        self._objectives, self._is_packed = objectives, is_packed
         self._parts: list[tuple[Task, Noised, Tensor, Tensor]] = []
         self._num_positions = 0
 
@@ -168,7 +167,8 @@ class Tally:
         """Add one micro-batch."""
         for task, part in noised.items():
             self._parts.append((task, part, losses.per_task[task], losses.nll[task]))
-            self._num_positions += part.ids_BT.numel()
+            is_all = part.is_visible_BT is None or not self._is_packed
+            self._num_positions += part.ids_BT.numel() if is_all else int(part.is_visible_BT.sum())
 
     def report(
         self, parallel: Parallel, *, step: int, grad_norm: float, learning_rate: float

@@ -1,0 +1,152 @@
+"""A run in a folder: log, checkpoints, validation, resuming, and the checkpoint at its end.
+
+run/
+    settings.txt   the resolved configuration, one setting a line
+    log.jsonl      a line every few steps; the same in tensorboard/
+    checkpoints/   see `checkpoints`
+    final/         the trained model in bfloat16, to be served
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vllm_dynin.training_ext.trainer.checkpoints import whole_checkpoints
+from vllm_dynin.training_ext.trainer.export import export
+from vllm_dynin.training_ext.trainer.loop import Trainer
+from vllm_dynin.training_ext.trainer.report import RunLog, StepReport
+from vllm_dynin.training_ext.trainer.validation import Generated, Validator
+
+logger = logging.getLogger(__name__)
+
+SETTINGS_FILE = "settings.txt"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """How a run is kept and watched; nothing here changes what is trained.
+
+    Args:
+        save_every: steps between checkpoints; the last step is always saved.
+        keep: checkpoints that stay; 0 keeps all.
+        log_every: steps between lines of the log; a line is of its step alone.
+        validate_every: steps between validations; None validates at the end only.
+
+    Raises:
+        ValueError: a number is out of range.
+    """
+
+    save_every: int = 1000
+    keep: int = 2
+    log_every: int = 10
+    validate_every: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("save_every", "log_every", "validate_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value} must be at least 1")
+        if self.keep < 0:
+            raise ValueError(f"keep={self.keep} must be 0 or more")
+
+
+def run(
+    trainer: Trainer,
+    folder: Path,
+    options: RunOptions,
+    *,
+    companions: Any = None,
+    validator: Validator | None = None,
+    settings: str = "",
+    is_resumed: bool = False,
+    on_step: Callable[[StepReport], None] = lambda report: None,
+) -> Path:
+    """Train to the end; every rank calls this.
+
+    Args:
+        trainer: with the weights it starts from.
+        folder: of the run.
+        options: see `RunOptions`.
+        companions: what goes beside the weights of every checkpoint; anything with
+            `save_pretrained(folder)`, see `export.Companions`.
+        validator: held-out records, or None.
+        settings: the resolved configuration, to be kept in the folder.
+        is_resumed: go on from the last whole checkpoint of the folder, or begin if there is none,
+            so that a job that is started again and again has one command.
+        on_step: called after every step.
+
+    Returns:
+        The folder of the trained model.
+
+    Raises:
+        ValueError: the folder holds a run and this one is not resumed, or it cannot be resumed.
+    """
+    kept = folder / "checkpoints"
+    _begin(trainer, folder, is_resumed=is_resumed)
+    if trainer.parallel.is_main:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / SETTINGS_FILE).write_text(settings + "\n", encoding="utf-8")
+    log = RunLog(folder, trainer.step) if trainer.parallel.is_main else None
+    last = trainer.config.num_steps
+    try:
+        for report in trainer.steps():
+            is_last = report.step == last
+            if log is not None and (is_last or report.step % options.log_every == 0):
+                log.write(report.step, report.scalars())
+            every = options.validate_every
+            if validator is not None and (is_last or (every and report.step % every == 0)):
+                _validate(trainer, validator, report.step, log)
+            if is_last or report.step % options.save_every == 0:
+                trainer.save(kept, tokenizer=companions, keep=options.keep)
+            on_step(report)
+    finally:
+        if log is not None:
+            log.close()
+    final = folder / "final"
+    if trainer.parallel.is_main:
+        source = whole_checkpoints(kept)[-1]
+        name = "model" if trainer.average is None else "ema"
+        export(source / name, final, replace=True)
+    trainer.parallel.barrier()
+    return final
+
+
+def _begin(trainer: Trainer, folder: Path, *, is_resumed: bool) -> None:
+    found = whole_checkpoints(folder / "checkpoints")
+    trainer.parallel.barrier()  # nobody writes before everybody has looked
+    if not found:
+        if is_resumed:
+            logger.info("%s holds no whole checkpoint; the run begins at its first step", folder)
+        return
+    if not is_resumed:
+        raise ValueError(
+            f"{folder} holds a run at step {int(found[-1].name.removeprefix('step-'))}; resume it, "
+            "or choose another folder"
+        )
+    trainer.resume(found[-1])
+    logger.info("resumed %s at step %d", folder, trainer.step)
+
+
+def _validate(trainer: Trainer, validator: Validator, step: int, log: RunLog | None) -> None:
+    likelihood = validator.likelihood(trainer)
+    answers = validator.generate(trainer)
+    if log is None:
+        return
+    by_task: dict[str, list[Generated]] = {}
+    for answer in answers:
+        by_task.setdefault(answer.task.value, []).append(answer)
+    right = {
+        f"validation/right/{task}": sum(one.is_right for one in given) / len(given)
+        for task, given in by_task.items()
+    }
+    texts = {
+        f"validation/samples/{task}": [
+            {"prompt": one.prompt, "expected": one.expected, "given": one.given} for one in given
+        ]
+        for task, given in by_task.items()
+    }
+    log.write(step, likelihood | right, texts)

@@ -1,0 +1,208 @@
+"""From a stage, a checkpoint and data to a trainer: everything `vllm-dynin train` puts together."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vllm_dynin import checkpoint
+from vllm_dynin.canvas import Task
+from vllm_dynin.config import LLaDAConfig
+from vllm_dynin.processors.text_tokenizer import load_tokenizer
+from vllm_dynin.reference.backbone import LLaDA, load_reference
+from vllm_dynin.training_ext.data import Mixture, MixtureConfig, Schedule, TaskMix, open_mixture
+from vllm_dynin.training_ext.records import Record, SampleContext, make_sample
+from vllm_dynin.training_ext.stages import StageConfig
+from vllm_dynin.training_ext.trainer.feed import RecordFeed
+from vllm_dynin.training_ext.trainer.loop import Trainer
+from vllm_dynin.training_ext.trainer.parallel import Parallel
+from vllm_dynin.training_ext.trainer.validation import Validator
+
+# What a direction needs beside text: image codes, speech units.
+_NEEDS_IMAGES = {
+    Task.IMAGE_TO_TEXT,
+    Task.VIDEO_TO_TEXT,
+    Task.TEXT_TO_IMAGE,
+    Task.IMAGE_TO_IMAGE,
+    Task.VIDEO_TO_SPEECH,
+}
+_NEEDS_SPEECH = {
+    Task.SPEECH_TO_TEXT,
+    Task.TEXT_TO_SPEECH,
+    Task.SPEECH_TO_SPEECH,
+    Task.VIDEO_TO_SPEECH,
+}
+
+
+def stage_trainer(stage: StageConfig, start: Path, data: Mapping[str, Any]) -> Trainer:
+    """A trainer of a stage, with the weights it starts from.
+
+    Args:
+        stage: what is trained, and how.
+        start: checkpoint folder: of this family, so MMaDA and LLaDA as well.
+        data: see `mixture_config`.
+
+    Raises:
+        ValueError: checkpoint, data and stage do not fit together.
+    """
+    config = _table_config(start)
+    check_modalities(stage, config, start)
+    parallel = Parallel(stage.train)
+    context = stage_context(stage, config, start)
+    mixture = _open(mixture_config(stage, data, parallel.world_size), context, parallel)
+    feed = RecordFeed(mixture, context, stage.train, parallel.place)
+    if parallel.is_deepspeed:  # takes the weights apart when it is set up, so they come first
+        model = load_reference(start, torch.float32)
+        return Trainer(model, feed, stage.objectives, stage.train, parallel)
+    with torch.device("meta"):
+        model = LLaDA(config, config.vocab_size)
+    trainer = Trainer(model, feed, stage.objectives, stage.train, parallel)
+    trainer.load_weights(start)
+    return trainer
+
+
+def stage_validator(
+    stage: StageConfig, start: Path, data: Mapping[str, Any], *, num_records: int, **options: Any
+) -> Validator:
+    """Held-out records of a stage's directions.
+
+    Args:
+        stage: as trained.
+        start: the checkpoint it starts from.
+        data: as for `mixture_config`, with other files; directions may be missing.
+        num_records: of each direction.
+        options: of `Validator`.
+    """
+    context = stage_context(stage, _table_config(start), start)
+    records: dict[Task, list[Record]] = {}
+    for task in stage.tasks:
+        if task.value not in data.get("tasks", {}):
+            continue
+        given = {**data, "tasks": {task.value: data["tasks"][task.value] | {"rows": num_records}}}
+        records[task] = open_mixture(given, measure=_length(context)).next_step()[task]
+    return Validator(records, context, **options)
+
+
+def stage_context(stage: StageConfig, config: LLaDAConfig, start: Path) -> SampleContext:
+    """How records become samples in a stage."""
+    tokenizer = load_tokenizer(str(start), config.vocabulary)
+    return SampleContext(
+        config=config, tokenizer=tokenizer, policies=stage.policies, parity=stage.parity
+    )
+
+
+def read_data(file: Path) -> dict[str, Any]:
+    """Read the JSON file that names a run's data.
+
+    Raises:
+        ValueError: it is missing or no JSON object.
+    """
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{file} cannot be read as JSON ({error})") from error
+    if not isinstance(values, dict) or not isinstance(values.get("tasks"), dict):
+        raise ValueError(
+            f'{file}: an object {{"tasks": {{"t2i": {{"sources": [{{"path": …}}]}}, …}}}} is '
+            "expected (docs/training-data.md)"
+        )
+    return values
+
+
+def mixture_config(stage: StageConfig, data: Mapping[str, Any], world_size: int) -> MixtureConfig:
+    """The sources that a file names, in the amounts that the stage says.
+
+    Args:
+        stage: how much of each direction a step takes.
+        data: values of `MixtureConfig.from_dict` without amounts: `{"tasks": {"t2i": {"sources":
+            [{"path": …}]}}}`.
+        world_size: processes; a step's rows are shared out over them.
+
+    Raises:
+        ValueError: a direction of the stage has no source, one has amounts of its own, or the
+            batch does not divide over the processes.
+    """
+    tasks = data.get("tasks", {})
+    missing = [task.value for task in stage.tasks if task.value not in tasks]
+    if missing:
+        raise ValueError(
+            f"{stage.name} trains {', '.join(missing)}, for which the data name no source; add "
+            "them, or leave directions out with --only"
+        )
+    for name, mix in tasks.items():
+        if set(mix) != {"sources"}:
+            raise ValueError(
+                f"{name} of the data sets {', '.join(sorted(set(mix) - {'sources'}))}; how much of "
+                f"a direction a step takes is a setting of the stage (tasks.{name}.…)"
+            )
+    as_shares = all(task.share is not None for task in stage.tasks.values())
+    if as_shares and stage.global_batch % world_size:
+        raise ValueError(
+            f"global_batch={stage.global_batch} does not divide over {world_size} processes; set "
+            "it to a multiple"
+        )
+    amounts = {
+        task: Schedule(weight=one.share)
+        if as_shares
+        else Schedule(rows=one.rows, every=one.every, phase=one.phase)
+        for task, one in stage.tasks.items()
+    }
+    # Parsed with an amount in place, because the file has none.
+    whole = {name: {"rows": 1, **mix} for name, mix in tasks.items()}
+    parsed = MixtureConfig.from_dict({**data, "tasks": whole, "rows_per_step": None})
+    return MixtureConfig(
+        tasks={
+            task: TaskMix(schedule=amount, sources=parsed.tasks[task].sources)
+            for task, amount in amounts.items()
+        },
+        seed=parsed.seed,
+        max_bad_share=parsed.max_bad_share,
+        rows_per_step=stage.global_batch // world_size if as_shares else None,
+    )
+
+
+def check_modalities(stage: StageConfig, config: LLaDAConfig, start: Path) -> None:
+    """Whether a checkpoint has the rows that a stage's directions need.
+
+    Raises:
+        ValueError: it has no image codes or no speech units.
+    """
+    for needed, size, what, option in (
+        (_NEEDS_IMAGES, config.image_codebook_size, "image codes", "--image-codes 8192"),
+        (_NEEDS_SPEECH, config.speech_codebook_size, "speech units", "--speech-units 4096"),
+    ):
+        tasks = [task.value for task in stage.tasks if task in needed]
+        if tasks and not size:
+            raise ValueError(
+                f"{start} ({config.model_type}) has no {what}, which {', '.join(tasks)} need; add "
+                f"them with `vllm-dynin extend-vocab {start} OUT {option}` and start from OUT"
+            )
+
+
+def _table_config(start: Path) -> LLaDAConfig:
+    config = checkpoint.load_config(start)
+    config.vocab_size = checkpoint.check_tensors(checkpoint.tensor_shapes(start), config)
+    return config
+
+
+def _open(config: MixtureConfig, context: SampleContext, parallel: Parallel) -> Mixture:
+    return open_mixture(
+        config,
+        rank=parallel.rank,
+        world_size=parallel.world_size,
+        measure=_length(context),
+    )
+
+
+def _length(context: SampleContext) -> Any:
+    """Length of a record as it is laid out; one that does not fit is a bad sample."""
+
+    def length(record: Record) -> int:
+        return sum(make_sample(record, context, random.Random(0)).is_visible)
+
+    return length
