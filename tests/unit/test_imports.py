@@ -23,6 +23,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "checkpoint": {"tokens", "config"},
     "kernels": set(),
     "sampling": BASE | {"kernels"},
+    "step_counts": set(),
     "processors": BASE | {"checkpoint", "kernels", "sampling"},
     "defaults": BASE | {"sampling"},
     "planning": BASE | {"defaults", "processors", "sampling"},
@@ -34,7 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "reference": BASE | {"checkpoint", "kernels", "sampling", "processors", "defaults", "planning"},
     "compat": BASE | {"kernels", "model_executor"},
     "model_executor": BASE
-    | {"report", "checkpoint", "kernels", "sampling", "processors"}
+    | {"report", "step_counts", "checkpoint", "kernels", "sampling", "processors"}
     | {"defaults", "planning", "compat"},
     "training_ext": BASE
     | {"checkpoint", "kernels", "sampling", "processors", "planning", "reference"},
@@ -49,6 +50,7 @@ NEEDS_VLLM = (
     "compat.py",
     "entrypoints/reasoning.py",
     "entrypoints/http/",
+    "entrypoints/metrics.py",
 )
 # These may import it inside a function.
 MAY_IMPORT_VLLM_LAZILY = (
