@@ -33,7 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "outputs": BASE | {"processors", "sampling", "defaults", "planning", "codec_runner"},
     "requests": BASE | {"processors", "sampling", "defaults", "planning", "codec_runner"},
     "reference": BASE | {"checkpoint", "kernels", "sampling", "processors", "defaults", "planning"},
-    "compat": BASE | {"kernels", "model_executor"},
+    "compat": BASE | {"kernels", "model_executor", "processors"},
     "model_executor": BASE
     | {"report", "step_counts", "checkpoint", "kernels", "sampling", "processors"}
     | {"defaults", "planning", "compat"},
@@ -51,6 +51,7 @@ NEEDS_VLLM = (
     "entrypoints/reasoning.py",
     "entrypoints/http/",
     "entrypoints/metrics.py",
+    "entrypoints/media_connector.py",
 )
 # These may import it inside a function.
 MAY_IMPORT_VLLM_LAZILY = (
