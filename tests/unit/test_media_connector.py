@@ -88,7 +88,7 @@ class Handler(BaseHTTPRequestHandler):
 def web():
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.paths, server.is_cut = [], False
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     try:
         yield server
     finally:
@@ -108,7 +108,7 @@ def fetch(url, hosts=(), **options):
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "0.0.0.0", "127.1", "2130706433"])
 def test_the_loopback_is_refused_under_each_of_its_names(server, host):
-    with pytest.raises(VLLMValidationError, match="not public|not a canonical"):
+    with pytest.raises(VLLMValidationError, match=r"not public|not a canonical"):
         fetch(f"http://{host}:{server.server_port}/png")
     assert server.paths == []
 

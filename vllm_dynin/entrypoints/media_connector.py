@@ -269,7 +269,7 @@ def check_video(data: bytes, num_frames: int) -> None:
     if num_frames < 1:
         raise MediaError(f"num_frames={num_frames} must be positive: a video is not taken whole")
     try:
-        with av.open(io.BytesIO(data)) as container:
+        with av.open(io.BytesIO(data), "r") as container:
             stream = container.streams.video[0]
             width, height = stream.width, stream.height
             frames = stream.frames

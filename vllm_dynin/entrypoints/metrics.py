@@ -70,7 +70,7 @@ class DenoisingStatLogger(AggregateStatLoggerBase):
 
     def __init__(self, vllm_config: VllmConfig, engine_indexes: list[int]) -> None:
         self._is_ours = isinstance(vllm_config.model_config.hf_config, LLaDAConfig)
-        self._model_name = vllm_config.model_config.served_model_name
+        self._model_name = str(vllm_config.model_config.served_model_name)
         self._engines = engine_indexes
         self._log = SpecDecodingLogging(is_diffusion=True)
         self._core: SpecDecodingProm | None = None
