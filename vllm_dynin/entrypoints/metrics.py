@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from concurrent.futures import Future
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram
 from vllm.v1.metrics.loggers import AggregateStatLoggerBase
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.engine.protocol import EngineClient
     from vllm.v1.metrics.stats import IterationStats, MultiModalCacheStats, SchedulerStats
+
+T = TypeVar("T")
 
 PREFIX = "dynin:"
 """How names of our metrics open. Not with `vllm:`, which vLLM unregisters when an engine starts."""
@@ -178,16 +180,21 @@ def decoding_seconds() -> Histogram:
     )
 
 
-@contextmanager
-def timed_decoding(codec: str) -> Iterator[None]:
-    """Count the block as the decoding of one medium.
+def time_decoding(codec: str, start: Callable[[], Future[T]]) -> Future[T]:
+    """Start to decode one medium, and count how long that takes.
 
     Args:
         codec: `image` or `speech`.
+        start: starts it; it may do all of the work.
     """
     started = time.perf_counter()
-    yield
-    decoding_seconds().labels(codec).observe(time.perf_counter() - started)
+    future = start()
+
+    def observe(_: Future[T]) -> None:
+        decoding_seconds().labels(codec).observe(time.perf_counter() - started)
+
+    future.add_done_callback(observe)
+    return future
 
 
 def _unregister() -> None:
