@@ -22,8 +22,8 @@ routes (VLLM_PLUGINS names them).
 
   --ui    a page to try it, at /
 
-All other options are those of vllm serve (vllm serve --help). --shutdown-timeout is {SHUTDOWN_SECONDS}
-by default: requests that run at SIGTERM are finished."""
+All other options are those of vllm serve (vllm serve --help). --shutdown-timeout is
+{SHUTDOWN_SECONDS} by default: requests that run at SIGTERM are finished."""
 
 _LOADED_BY_DEFAULT = (
     "vllm.general_plugins",

@@ -48,7 +48,7 @@ def attach(app: FastAPI) -> None:
 
 
 def start(engine: EngineClient, state: State) -> None:
-    """Watch an engine: its end, and the times of its encoders. Called in the server's event loop."""
+    """Watch an engine: its end, and its encoders' times. Called in the server's event loop."""
     _announce_shutdown(engine, state)
     state.dynin_watch = asyncio.create_task(watch_encoding(engine))  # held, or it is collected
 
@@ -64,11 +64,13 @@ class ClosingGate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, or not."""
-        if scope["type"] == "http" and getattr(scope["app"].state, "dynin_is_closing", False):
-            if scope["path"] not in _SERVED_TO_THE_END:
-                await _closing_answer()(scope, receive, send)
-                return
-        await self._app(scope, receive, send)
+        is_closing = scope["type"] == "http" and getattr(
+            scope["app"].state, "dynin_is_closing", False
+        )
+        if is_closing and scope["path"] not in _SERVED_TO_THE_END:
+            await _closing_answer()(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
 
 
 def _closing_answer() -> JSONResponse:

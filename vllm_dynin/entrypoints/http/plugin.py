@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 from fastapi import FastAPI
 from starlette.datastructures import State
 
-from vllm_dynin.entrypoints.http import images, speech, transcriptions
-from vllm_dynin.entrypoints.http import images, operating
+from vllm_dynin.entrypoints.http import images, operating, speech, transcriptions
 from vllm_dynin.entrypoints.http.service import MediaService
 
 if TYPE_CHECKING:

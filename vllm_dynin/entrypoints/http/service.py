@@ -198,9 +198,7 @@ class MediaService:
         return pieces
 
     def _decoded(self, sent: Sent, output: RequestOutput) -> Answer:
-        futures = [
-            decode_piece(piece, self.checkpoint.codecs) for piece in self.pieces(sent, output)
-        ]
+        futures = [self._decode(piece) for piece in self.pieces(sent, output)]
         parts = tuple(future.result() for future in futures)
         return Answer(
             result=make_result(sent.request, parts, output, self.checkpoint),

@@ -27,6 +27,7 @@ from vllm_dynin.entrypoints.http.sound_files import (
     whole_file,
 )
 from vllm_dynin.entrypoints.http.voices import VOICES, style_of
+from vllm_dynin.entrypoints.metrics import time_decoding
 from vllm_dynin.outputs import SpeechPiece
 from vllm_dynin.requests import TextToSpeech
 from vllm_dynin.sampling.params import MAX_STEPS
@@ -112,7 +113,7 @@ async def create_speech(request: SpeechBody, raw_request: HTTPRequest) -> Respon
     headers = {"X-Sample-Rate": str(output_rate(request.response_format, rate))}
     if request.streamed_as is None:
         decode = partial(codecs.decode_speech, piece.units, **voice)
-        sound = await service.in_thread(lambda: decode().result())
+        sound = await service.in_thread(lambda: time_decoding("speech", decode).result())
         data = await service.in_thread(whole_file, sound, request.response_format)
         return Response(data, media_type=MEDIA_TYPES[request.response_format], headers=headers)
     pieces = codecs.speech_pieces(piece.units, **voice)

@@ -1,12 +1,17 @@
 // Text to speech, and recordings to text.
 
-import { fail, onSubmit, post, postForm } from './api.js';
+import { fail, get, onSubmit, post, postForm } from './api.js';
 
 const byId = (id) => document.getElementById(id);
 
 function since(started) {
   return `${((performance.now() - started) / 1000).toFixed(1)} s`;
 }
+
+byId('speak-voice').addEventListener('focus', async () => {
+  const { voices, styles } = await (await get('v1/audio/voices')).json();
+  byId('voices').replaceChildren(...[...voices, ...styles].map((name) => new Option(name, name)));
+}, { once: true });
 
 onSubmit(byId('speak-form'), async () => {
   const started = performance.now();
