@@ -65,11 +65,13 @@ def register() -> None:
     from transformers import AutoConfig
     from vllm import ModelRegistry
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP
+    from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY
     from vllm.platforms import current_platform
     from vllm.reasoning import ReasoningParserManager
 
     from vllm_dynin import compat
     from vllm_dynin.config import CONFIG_CLASSES
+    from vllm_dynin.entrypoints.media_connector import GuardedMediaConnector
     from vllm_dynin.model_executor.engine_config import EngineConfig
 
     compat.check_vllm_version()
@@ -85,3 +87,4 @@ def register() -> None:
     )
     compat.hook_admission()
     compat.keep_stated_lengths()
+    MEDIA_CONNECTOR_REGISTRY.register(compat.MEDIA_CONNECTOR)(GuardedMediaConnector)

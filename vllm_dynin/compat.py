@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from packaging.version import Version
 
+from vllm_dynin.processors.codecs.limits import DEFAULT_LIMITS
+
 if TYPE_CHECKING:
     from vllm import SamplingParams
     from vllm.v1.core.sched.scheduler import Scheduler
@@ -229,6 +231,29 @@ def _keep_stated_length(request_class: Any, fields: tuple[str, ...]) -> None:
 
     to_sampling_params._dynin = True  # type: ignore[attr-defined]
     request_class.to_sampling_params = to_sampling_params
+
+
+MEDIA_CONNECTOR = "dynin"
+"""Name under which `entrypoints/media_connector.py` is known to vLLM."""
+
+_SAFE_DEFAULTS = {
+    "VLLM_MEDIA_CONNECTOR": MEDIA_CONNECTOR,
+    "VLLM_MAX_IMAGE_PIXELS": str(DEFAULT_LIMITS.max_pixels),  # vLLM: 179 million
+    "VLLM_MAX_N_SEQUENCES": "64",  # vLLM: 16,384
+    "VLLM_MAX_COMPLETION_PROMPTS": "256",  # vLLM: 1,024
+}
+
+
+def lower_request_limits() -> None:
+    """Let vLLM's server refuse what is only ever sent to hurt it; docs/security.md has the table.
+
+    Each is an environment variable of vLLM, and keeps a value that the operator has given it.
+    Called when an engine for this family is configured: servers of other models are as they were.
+    """
+    import os
+
+    for name, value in _SAFE_DEFAULTS.items():
+        os.environ.setdefault(name, value)
 
 
 def forget_encoder_inputs(scheduler: Scheduler, request_id: str) -> None:

@@ -19,6 +19,12 @@ REPORT = "dynin_report"
 class Report(msgspec.Struct, kw_only=True):
     """What one request cost. Plain data: it is sent to the client."""
 
+    mode: str = "exact"
+    """How steps are computed; `exact` recomputes the whole sequence at each of them."""
+
+    task: str = ""
+    """Direction, as in `canvas.Task`."""
+
     steps: int = 0
     """Denoising steps. The pass over the prompt, which decides nothing, is not one."""
 
@@ -26,8 +32,18 @@ class Report(msgspec.Struct, kw_only=True):
     """Sequences of the request that went through the model in those steps: two a step with
     guidance, one without."""
 
+    tokens: int = 0
+    """Tokens of the answer that are final so far."""
+
+    tokens_per_forward: float = 0.0
+    """`tokens / forwards`; 0 before the first forward."""
+
     queue_seconds: float = 0.0
     """From arrival in the engine core to the first step."""
+
+    prompt_seconds: float = 0.0
+    """From the first step to the first denoising step: the pass over the prompt, in which media
+    are encoded."""
 
     run_seconds: float = 0.0
     """From the first step on, steps of other requests in between included."""

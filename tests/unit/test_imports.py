@@ -23,6 +23,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "checkpoint": {"tokens", "config"},
     "kernels": set(),
     "sampling": BASE | {"kernels"},
+    "step_counts": set(),
     "processors": BASE | {"checkpoint", "kernels", "sampling"},
     "defaults": BASE | {"sampling"},
     "planning": BASE | {"defaults", "processors", "sampling"},
@@ -32,9 +33,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "outputs": BASE | {"processors", "sampling", "defaults", "planning", "codec_runner"},
     "requests": BASE | {"processors", "sampling", "defaults", "planning", "codec_runner"},
     "reference": BASE | {"checkpoint", "kernels", "sampling", "processors", "defaults", "planning"},
-    "compat": BASE | {"kernels", "model_executor"},
+    "compat": BASE | {"kernels", "model_executor", "processors"},
     "model_executor": BASE
-    | {"report", "checkpoint", "kernels", "sampling", "processors"}
+    | {"report", "step_counts", "checkpoint", "kernels", "sampling", "processors"}
     | {"defaults", "planning", "compat"},
     "training_ext": BASE
     | {"checkpoint", "defaults", "kernels", "sampling", "processors", "planning", "reference"},
@@ -49,6 +50,8 @@ NEEDS_VLLM = (
     "compat.py",
     "entrypoints/reasoning.py",
     "entrypoints/http/",
+    "entrypoints/metrics.py",
+    "entrypoints/media_connector.py",
 )
 # These may import it inside a function.
 MAY_IMPORT_VLLM_LAZILY = (

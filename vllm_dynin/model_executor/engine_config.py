@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from vllm.model_executor.models.config import VerifyAndUpdateConfig
 
-from vllm_dynin import checkpoint
+from vllm_dynin import checkpoint, compat
 
 if TYPE_CHECKING:
     from vllm.config import ModelConfig, VllmConfig
@@ -48,6 +48,7 @@ class EngineConfig(VerifyAndUpdateConfig):
         from vllm.config.diffusion import DiffusionConfig
 
         _refuse(vllm_config)
+        compat.lower_request_limits()
         model, scheduler = vllm_config.model_config, vllm_config.scheduler_config
         if vllm_config.diffusion_config is None:
             vllm_config.diffusion_config = DiffusionConfig(canvas_length=model.max_model_len)

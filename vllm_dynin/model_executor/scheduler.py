@@ -16,7 +16,9 @@ from vllm.multimodal.inputs import MultiModalFeatureSpec
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import EngineCoreOutputs
-from vllm.v1.request import Request
+from vllm.v1.metrics.stats import SchedulerStats
+from vllm.v1.outputs import ModelRunnerOutput
+from vllm.v1.request import Request, RequestStatus
 
 from vllm_dynin import compat
 from vllm_dynin.config import LLaDAConfig
@@ -25,6 +27,7 @@ from vllm_dynin.model_executor.plan_transport import attach
 from vllm_dynin.model_executor.reports import ReportBook
 from vllm_dynin.model_executor.row_layout import RowLayout, prompt_rows
 from vllm_dynin.planning import make_plan
+from vllm_dynin.step_counts import pack
 
 
 class MaskedDiffusionScheduler(Scheduler):
@@ -58,7 +61,8 @@ class MaskedDiffusionScheduler(Scheduler):
             seed=secrets.randbits(63),
         )
         attach(request.sampling_params, planned)
-        canvas = make_plan(planned, self._config).canvas
+        plan = make_plan(planned, self._config)
+        canvas = plan.canvas
         layout = RowLayout.of(canvas, self.block_size)
         rows = prompt_rows(canvas, layout)
         request.prompt_token_ids = rows
@@ -71,7 +75,7 @@ class MaskedDiffusionScheduler(Scheduler):
         self._num_streams[request.request_id] = 1 if canvas.unconditional is None else 2
         if canvas.is_unconditional_constant:
             self._constant_rows[request.request_id] = layout.conditional_start
-        self._reports.open(request.request_id, planned.options)
+        self._reports.open(request.request_id, planned.options, plan)
         super().add_request(request)
 
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
@@ -92,6 +96,7 @@ class MaskedDiffusionScheduler(Scheduler):
                 # The base class would cut it to what is left. `current_step + 2` skips this step
                 # alone, because `schedule` advances the count before it looks.
                 request.next_decode_eligible_step = self.current_step + 2
+                self._reports.postpone(request.request_id)
                 continue
             budget -= num_rows
             request.num_computed_tokens = skipped
@@ -102,7 +107,8 @@ class MaskedDiffusionScheduler(Scheduler):
             self._reports.start(request_id)
         for request_id in output.scheduled_spec_decode_tokens:
             is_skipped = self._skipped(request_id) > 0
-            self._reports.count(request_id, 1 if is_skipped else self._num_streams[request_id])
+            num_streams = 1 if is_skipped else self._num_streams[request_id]
+            self._reports.count(request_id, num_streams, is_saved=is_skipped)
             self._is_computed.add(request_id)
         return output
 
@@ -110,14 +116,27 @@ class MaskedDiffusionScheduler(Scheduler):
         """Rows of a request, from its first on, that a denoising step need not compute."""
         return self._constant_rows.get(request_id, 0) if request_id in self._is_computed else 0
 
-    def update_from_output(self, *args: Any, **kwargs: Any) -> dict[int, EngineCoreOutputs]:
+    def update_from_output(
+        self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
+    ) -> dict[int, EngineCoreOutputs]:
         """Send the report so far along with the tokens of a request that goes on."""
-        updates = super().update_from_output(*args, **kwargs)
+        for request_id, slots in scheduler_output.scheduled_spec_decode_tokens.items():
+            index = model_runner_output.req_id_to_index[request_id]
+            decided = model_runner_output.sampled_token_ids
+            self._reports.decide(request_id, len(slots), len(decided[index]) if decided else 0)
+        updates = super().update_from_output(scheduler_output, model_runner_output)
         for update in updates.values():
             for output in update.outputs:
                 if output.finish_reason is None:
                     output.kv_transfer_params = self._reports.parameters(output.request_id)
         return updates
+
+    def make_stats(self, *args: Any, **kwargs: Any) -> SchedulerStats | None:
+        """Send our counts along with vLLM's own; `metrics.py` of the entrypoints reads them."""
+        stats = super().make_stats(*args, **kwargs)
+        if stats is not None:
+            stats.running_lora_adapters |= pack(self._reports.take_counts())
+        return stats
 
     def make_spec_decoding_stats(self, *args: Any, **kwargs: Any) -> None:
         """Undecided slots are no rejected drafts: report no acceptance rate."""
@@ -128,6 +147,7 @@ class MaskedDiffusionScheduler(Scheduler):
         self._last_step.pop(request.request_id, None)
         self._is_computed.discard(request.request_id)
         request.mm_features = self._media[request.request_id]
+        self._reports.requeue(request.request_id)
         super()._preempt_request(request, *args, **kwargs)
 
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
@@ -140,7 +160,12 @@ class MaskedDiffusionScheduler(Scheduler):
         self._media.pop(request.request_id, None)
         kv_parameters, encoder_parameters = super()._free_request(request, *args, **kwargs)
         assert kv_parameters is None  # KV transfer is refused at start-up
-        return self._reports.close(request.request_id), encoder_parameters
+        is_complete = request.status in (
+            RequestStatus.FINISHED_STOPPED,
+            RequestStatus.FINISHED_LENGTH_CAPPED,
+        )
+        report = self._reports.close(request.request_id, is_complete=is_complete)
+        return report, encoder_parameters
 
 
 def _moved(feature: MultiModalFeatureSpec, offset: int) -> MultiModalFeatureSpec:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from vllm_dynin.processors.codecs.clock import CODEC_CLOCK
 from vllm_dynin.processors.codecs.styles import DEFAULT_STYLE
 from vllm_dynin.processors.media import AUDIO_RATE, MediaCodecs
 
@@ -81,6 +82,10 @@ class MediaWorkerExtension:
             self._dynin_streams().pop(name, None)
             return b""
         return np.asarray(piece, np.float32).tobytes()
+
+    def dynin_take_encoding_times(self) -> dict[str, tuple[int, float]] | None:
+        """Media encoded for the model since the last call, and seconds that took, by codec."""
+        return CODEC_CLOCK.take() if self.rank == 0 else None
 
     def dynin_take_trajectory(self, name: str) -> list[int] | None:
         """At which step each slot of a request was decided; None where it is not kept (any more).

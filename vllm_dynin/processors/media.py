@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from vllm_dynin.config import LLaDAConfig
+from vllm_dynin.processors.codecs.clock import CODEC_CLOCK
 from vllm_dynin.processors.codecs.image import ImageCodec, image_codec_config
 from vllm_dynin.processors.codecs.loading import resolve_checkpoint
 from vllm_dynin.processors.codecs.speech import SpeechCodec, SpeechInput
@@ -119,11 +120,16 @@ class MediaCodecs:
 
     def image_ids(self, pixels_B3HW: Tensor) -> Tensor:
         """int64 [B, N]: token ids of normalised images."""
-        return self.image.encode_pixels(pixels_B3HW) + self._vocabulary.image.start
+        codec = self.image
+        with CODEC_CLOCK.timed("image", self._device):
+            codes = codec.encode_pixels(pixels_B3HW)
+        return codes + self._vocabulary.image.start
 
     def speech_ids(self, waveform_N: Tensor) -> Tensor:
         """int64 [U]: token ids of a recording at `AUDIO_RATE`, repeats collapsed."""
-        units = self.speech.encode(waveform_N.cpu().numpy(), AUDIO_RATE)
+        codec = self.speech
+        with CODEC_CLOCK.timed("speech", self._device):
+            units = codec.encode(waveform_N.cpu().numpy(), AUDIO_RATE)
         return torch.tensor(units, dtype=torch.int64) + self._vocabulary.speech.start
 
 

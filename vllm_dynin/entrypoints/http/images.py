@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -16,6 +16,7 @@ from pydantic import Field, Json
 
 from vllm_dynin.canvas import Task
 from vllm_dynin.entrypoints.http import image_files, partials
+from vllm_dynin.entrypoints.http.events import first_of, sse
 from vllm_dynin.entrypoints.http.image_files import ImageFormat
 from vllm_dynin.entrypoints.http.options import (
     Body,
@@ -205,8 +206,8 @@ async def _respond(
     (request,) = wanted
     sent = await service.prepare(request, http, "img")
     events = partials.image_events(service, sent, num_partials=body.partial_images or 0)
-    described = _described(events, body, service, event)
-    return StreamingResponse(await partials.started(described), media_type="text/event-stream")
+    shown = _described(events, body, service, event)
+    return StreamingResponse(await first_of(sse(shown)), media_type="text/event-stream")
 
 
 def _payload(body: ImageBody, answers: Sequence[Answer], service: MediaService) -> dict[str, Any]:
@@ -232,7 +233,7 @@ def _payload(body: ImageBody, answers: Sequence[Answer], service: MediaService) 
 
 async def _described(
     events: partials.ImageEvents, body: ImageBody, service: MediaService, name: str
-) -> Any:
+) -> AsyncGenerator[dict[str, Any]]:
     """The events of a stream, in the form of the images API."""
     async for index, image, answer in events:
         data: dict[str, Any] = {

@@ -7,15 +7,11 @@ the same whenever it is taken: while the request runs, or from its trajectory wh
 from __future__ import annotations
 
 import asyncio
-import json
 import math
-from collections.abc import AsyncIterator
-from contextlib import aclosing
-from typing import Any
+from collections.abc import AsyncGenerator
 
 import numpy as np
 from PIL import Image
-from vllm.entrypoints.serve import create_error_response
 
 from vllm_dynin.canvas import Task
 from vllm_dynin.config import MMadaConfig
@@ -30,7 +26,7 @@ from vllm_dynin.trajectory import Trajectory
 _POLL_SECONDS = 0.05
 """Between two looks at a running request; each one is a short call between two engine steps."""
 
-ImageEvents = AsyncIterator[tuple[int, Image.Image, Answer | None]]
+ImageEvents = AsyncGenerator[tuple[int, Image.Image, Answer | None]]
 """Index, image, and with the last one the answer."""
 
 
@@ -113,30 +109,3 @@ def _filled(codes_RC: np.ndarray, is_decided_RC: np.ndarray) -> np.ndarray:
 
 def _config(service: MediaService) -> MMadaConfig:
     return service.checkpoint.media_config
-
-
-async def started(events: AsyncIterator[dict[str, Any]]) -> AsyncIterator[str]:
-    """Server-sent events, once there is a first one: what goes wrong before it is a 4xx.
-
-    Args:
-        events: their data; `type` names the event.
-    """
-    first = await anext(aiter(events))
-
-    async def lines() -> AsyncIterator[str]:
-        async with aclosing(events):  # type: ignore[type-var]
-            yield event_line(first)
-            try:
-                async for data in events:
-                    yield event_line(data)
-            except Exception as error:  # the status has been sent, so the stream says it
-                yield event_line(create_error_response(error).model_dump(), "error")
-
-    return lines()
-
-
-def event_line(data: dict[str, Any], name: str | None = None) -> str:
-    """One server-sent event."""
-    name = name or data.get("type")
-    head = f"event: {name}\n" if name else ""
-    return f"{head}data: {json.dumps(data)}\n\n"

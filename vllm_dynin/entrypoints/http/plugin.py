@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from fastapi import FastAPI
 from starlette.datastructures import State
 
-from vllm_dynin.entrypoints.http import images
+from vllm_dynin.entrypoints.http import images, operating, speech, transcriptions
 from vllm_dynin.entrypoints.http.service import MediaService
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-ROUTERS = (images.router,)
+ROUTERS = (images.router, speech.router, transcriptions.router)
 
 
 class DyninEndpoints:
@@ -34,6 +34,7 @@ class DyninEndpoints:
         """Add the routes; those that vLLM has too take its place."""
         for router in ROUTERS:
             app.include_router(router)
+        operating.attach(app)
 
     async def init_state(
         self, engine_client: EngineClient | None, state: State, args: Namespace
@@ -46,3 +47,5 @@ class DyninEndpoints:
             state.dynin = MediaService(engine_client, state.openai_serving_models)
         except ValueError as error:  # another model: vLLM's own routes work as ever
             logger.warning("the routes of vllm-dynin answer nothing here: %s", error)
+            return
+        operating.start(engine_client, state)

@@ -11,9 +11,10 @@ import asyncio
 import copy
 import uuid
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from fastapi import Request as HTTPRequest
@@ -32,7 +33,15 @@ from vllm_dynin.api import (
     sampling_params,
     vllm_prompt,
 )
-from vllm_dynin.outputs import Piece, decode_piece, output_pieces
+from vllm_dynin.entrypoints.metrics import time_decoding
+from vllm_dynin.outputs import (
+    ImagePiece,
+    Part,
+    Piece,
+    TextPiece,
+    decode_piece,
+    output_pieces,
+)
 from vllm_dynin.requests import Checkpoint, Request
 from vllm_dynin.trajectory import Trajectory
 
@@ -189,15 +198,19 @@ class MediaService:
         return pieces
 
     def _decoded(self, sent: Sent, output: RequestOutput) -> Answer:
-        futures = [
-            decode_piece(piece, self.checkpoint.codecs) for piece in self.pieces(sent, output)
-        ]
+        futures = [self._decode(piece) for piece in self.pieces(sent, output)]
         parts = tuple(future.result() for future in futures)
         return Answer(
             result=make_result(sent.request, parts, output, self.checkpoint),
             prompt_token_ids=output.prompt_token_ids or (),
             output=output,
         )
+
+    def _decode(self, piece: Piece) -> Future[Part]:
+        start = partial(decode_piece, piece, self.checkpoint.codecs)
+        if isinstance(piece, TextPiece):
+            return start()
+        return time_decoding("image" if isinstance(piece, ImagePiece) else "speech", start)
 
     async def peek(self, sent: Sent) -> Trajectory | None:
         """The answer as it has filled in so far; None where that cannot be told (yet)."""

@@ -52,6 +52,9 @@ AudioSource = (
 )
 
 _BLOCK_VALUES = 1 << 18
+_UNKNOWN_FRAMES = 2**63 - 1
+"""What libsndfile says of a FLAC file whose header leaves its length open, as a streamed one does.
+It cannot read such a file to its end."""
 
 
 def load_audio(
@@ -144,7 +147,10 @@ def _read_stream(stream: BinaryIO, target_rate: int, limits: MediaLimits) -> Sam
             reason = error.error_string.rstrip(".")
         else:
             with sound:
-                return collect(_sndfile_blocks(sound, limits), target_rate, limits)
+                if sound.frames != _UNKNOWN_FRAMES:
+                    return collect(_sndfile_blocks(sound, limits), target_rate, limits)
+            stream.seek(0)
+            reason = "its header leaves its length open"
     task = {"target_rate": target_rate, "reason": reason}
     raw = run_worker(audio_worker.__name__, stream, task, limits, "audio")
     return np.frombuffer(raw, np.float32).copy()

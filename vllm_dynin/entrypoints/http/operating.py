@@ -1,0 +1,112 @@
+"""What a server needs beside its routes: guarded bodies, an orderly end, metrics, the page.
+
+Added by the endpoint plugin, in front of our routes and vLLM's alike.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.datastructures import State
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+from vllm.engine.protocol import EngineClient
+from vllm.exceptions import GracefulHTTPError
+
+from vllm_dynin import envs
+from vllm_dynin.entrypoints.guard import BodyGuard, BodyLimits
+from vllm_dynin.entrypoints.metrics import watch_encoding
+from vllm_dynin.entrypoints.ui import add_page
+
+logger = logging.getLogger(__name__)
+
+RETRY_SECONDS = 5
+"""What a client that comes during the end is told to wait for."""
+
+_SERVED_TO_THE_END = ("/metrics",)
+
+
+def attach(app: FastAPI) -> None:
+    """Put the guards in front of an application, and the page into it where it is wanted.
+
+    Raises:
+        ValueError: an environment variable of ours is wrong.
+    """
+    defaults = BodyLimits()
+    limits = BodyLimits(
+        max_bytes=envs.mebibytes(envs.MAX_BODY_MB, defaults.max_bytes),
+        max_total_bytes=envs.mebibytes(envs.MAX_TOTAL_BODY_MB, defaults.max_total_bytes),
+    )
+    app.add_middleware(BodyGuard, limits=limits)
+    app.add_middleware(ClosingGate)
+    if envs.wants_page():
+        add_page(app)
+
+
+def start(engine: EngineClient, state: State) -> None:
+    """Watch an engine: its end, and its encoders' times. Called in the server's event loop."""
+    _announce_shutdown(engine, state)
+    state.dynin_watch = asyncio.create_task(watch_encoding(engine))  # held, or it is collected
+
+
+class ClosingGate:
+    """Answers 503 from SIGTERM on: requests that run are finished, no new ones are begun.
+
+    That goes for `/health` too, so that a load balancer sends its requests elsewhere.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request, or not."""
+        is_closing = scope["type"] == "http" and getattr(
+            scope["app"].state, "dynin_is_closing", False
+        )
+        if is_closing and scope["path"] not in _SERVED_TO_THE_END:
+            await _closing_answer()(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+
+def _closing_answer() -> JSONResponse:
+    error = {
+        "message": "the server is shutting down and takes no new requests; send it again, to "
+        "another replica or a little later",
+        "type": "service_unavailable",
+        "code": 503,
+    }
+    headers = {"Retry-After": str(RETRY_SECONDS), "Connection": "close"}
+    return JSONResponse({"error": error}, 503, headers)
+
+
+def _announce_shutdown(engine: Any, state: State) -> None:
+    """Note when the engine is shut down, and tell the requests that are left over then.
+
+    VLLM's server calls `engine.shutdown` on SIGTERM and tells nobody. It goes on to accept
+    requests, which the engine drops; and requests that its drain has not finished wait for ever
+    (0.32: without --shutdown-timeout that is all of them). Remove when vLLM does both.
+    """
+    shutdown, loop = engine.shutdown, asyncio.get_running_loop()
+
+    def announced(timeout: float | None = None) -> None:
+        state.dynin_is_closing = True
+        shutdown(timeout=timeout)
+        loop.call_soon_threadsafe(fail_left_over)
+
+    def fail_left_over() -> None:
+        left = engine.output_processor.get_num_unfinished_requests()
+        if left:
+            logger.warning("%d requests were not finished in time and are told so", left)
+            engine.output_processor.propagate_error(
+                GracefulHTTPError(
+                    "the server was shut down before the answer; send it again",
+                    HTTPStatus.SERVICE_UNAVAILABLE,
+                )
+            )
+
+    engine.shutdown = announced

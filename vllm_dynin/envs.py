@@ -1,0 +1,44 @@
+"""Environment variables of our own; vLLM's are vLLM's. Read when they are asked for."""
+
+from __future__ import annotations
+
+import os
+
+UI = "VLLM_DYNIN_UI"
+"""1: serve the page at `/`. `vllm-dynin serve --ui` sets it."""
+
+MAX_BODY_MB = "VLLM_DYNIN_MAX_BODY_MB"
+"""Longest request body, in MiB; default 128."""
+
+MAX_TOTAL_BODY_MB = "VLLM_DYNIN_MAX_TOTAL_BODY_MB"
+"""All bodies of unanswered requests together, in MiB; default 1,024."""
+
+
+def wants_page() -> bool:
+    """Whether the page is served.
+
+    Raises:
+        ValueError: the variable is neither 0 nor 1.
+    """
+    value = os.environ.get(UI, "0")
+    if value not in ("0", "1"):
+        raise ValueError(f"{UI}={value!r}; set it to 1 for the page at /, or to 0")
+    return value == "1"
+
+
+def mebibytes(name: str, default: int) -> int:
+    """Bytes of a variable that is given in MiB.
+
+    Args:
+        name: of the variable.
+        default: in bytes.
+
+    Raises:
+        ValueError: not a positive whole number.
+    """
+    value = os.environ.get(name)
+    if value is None:
+        return default
+    if not value.isdecimal() or int(value) < 1:
+        raise ValueError(f"{name}={value!r} must be a positive whole number of MiB")
+    return int(value) * 2**20
