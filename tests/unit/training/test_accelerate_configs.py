@@ -27,7 +27,7 @@ def launched(name: str) -> Namespace:
 
 def test_there_is_a_file_for_one_and_for_eight_machines():
     kinds = ("gpus", "zero2", "zero3")
-    assert NAMES == sorted(f"{machines}x8_{kind}.yaml" for machines in (1, 8) for kind in kinds)
+    assert sorted(f"{machines}x8_{kind}.yaml" for machines in (1, 8) for kind in kinds) == NAMES
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -47,7 +47,9 @@ def data(tmp_path_factory):
         rows = []
         for number in range(12):
             values = dataclasses.asdict(record(task, number))
-            rows.append({key: value for key, value in values.items() if value not in (None, (), "")})
+            rows.append(
+                {key: value for key, value in values.items() if value not in (None, (), "")}
+            )
         file = folder / f"{task.value}.jsonl"
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))
         tasks[task.value] = {"sources": [{"path": str(file)}]}
