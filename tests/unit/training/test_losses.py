@@ -352,3 +352,78 @@ def test_mistakes_are_named(model, context):
     only = {Task.TEXT_TO_TEXT: objectives()[Task.TEXT_TO_TEXT]}
     with pytest.raises(ValueError, match="a batch of t2i, but there are objectives for t2t only"):
         mixed_loss(model, batches_of(context, 1, (Task.TEXT_TO_IMAGE,)), only, 1)
+
+
+# --- against the formulas as the release is described, and as a whole -----------------------------
+
+
+def as_described(task, logits_BTV, ids_BT, batch, probability_B, config, is_released):
+    """Position by position, in Python: sums, means and classes of the seven losses."""
+    v, rows = config.vocabulary, len(ids_BT)
+    if task in (Task.TEXT_TO_IMAGE, Task.IMAGE_TO_IMAGE):
+        classes = list(v.image)
+    elif task in (Task.TEXT_TO_SPEECH, Task.SPEECH_TO_SPEECH, Task.VIDEO_TO_SPEECH):
+        last = config.vocab_size if is_released else v.speech.stop
+        classes = [*range(v.speech.start, last), v.eoa, v.eos]
+    elif task is Task.TEXT_TO_TEXT or not is_released:
+        classes = list(v.text)
+    else:
+        classes = list(range(config.vocab_size))
+    costs, num_masked = [[] for _ in range(rows)], 0
+    for row in range(rows):
+        for position, token in enumerate(ids_BT[row].tolist()):
+            if token != v.mask:
+                continue
+            num_masked += 1
+            label = int(batch.labels_BT[row, position])
+            if label in classes:
+                exps = [math.exp(logits_BTV[row, position, c]) for c in classes]
+                right = math.exp(logits_BTV[row, position, label])
+                costs[row].append(-math.log(right / sum(exps)))
+    p = probability_B.tolist()
+    lengths = [int(targets.sum()) for targets in batch.is_target_BT]
+    if task in (Task.TEXT_TO_IMAGE, Task.IMAGE_TO_IMAGE):
+        return sum(map(sum, costs)) / sum(map(len, costs))
+    if task is Task.TEXT_TO_TEXT and is_released:
+        return sum(sum(cost) / p[row] for row, cost in enumerate(costs)) / num_masked
+    return sum(sum(cost) / p[row] / lengths[row] for row, cost in enumerate(costs)) / rows
+
+
+@pytest.mark.parametrize("is_released", [False, True])
+@pytest.mark.parametrize("task", TRAINED)
+def test_every_loss_as_it_is_described(task, is_released, model, context):
+    given, config = objectives(reference=is_released), context.config
+    batch = batches_of(context, 3, (task,))[task]
+    part = noise_batches({task: batch}, given, config, 11)[task]
+    with torch.no_grad():
+        logits = model(part.ids_BT, part.positions_BT, part.is_visible_BT)
+    expected = as_described(
+        task, logits, part.ids_BT, batch, part.probability_B, config, is_released
+    )
+    measured = mixed_loss(model, {task: batch}, given, 11)
+    assert measured.total.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_step_of_all_directions_can_be_learnt(model, context):
+    """The same rows with new noise in every step: every direction's loss falls well below chance.
+
+    Judged by the mean cross-entropy of hidden positions, which 1 / p does not make noisy.
+    """
+    batches = batches_of(context, 4)
+    given = {
+        task: DirectionObjective(masking=o.masking, classes=o.classes, normalisation="mean")
+        for task, o in objectives().items()
+    }
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    first: dict[Task, float] = {}
+    last: dict[Task, list[float]] = {task: [] for task in TRAINED}
+    for step in range(60):
+        losses = mixed_loss(model, batches, given, 0, step, is_stratified=True)
+        optimizer.zero_grad()
+        losses.total.backward()
+        optimizer.step()
+        for task, loss in losses.per_task.items():
+            first.setdefault(task, loss.item())
+            last[task] = [*last[task][-4:], loss.item()]
+    for task in TRAINED:
+        assert sum(last[task]) / 5 < 0.5 * first[task], task
