@@ -1,11 +1,10 @@
-"""Records a second, memory and state of the training data, from files of a hundred thousand records.
+"""Records a second, memory and state of the training data, from files on disk.
 
     python benchmarks/bench_training_data.py --records 100000
 
 One manifest of speech units with transcripts, drawn three ways: token files, the JSON Lines file
 itself, and the same in Parquet. Shuffled, one record at a time, on one core; times are processor
-time. Memory is what Python and NumPy allocated beyond the opened file (tracemalloc), in a run of its
-own.
+time. Memory is what Python and NumPy allocate, opening included (tracemalloc), in a run of its own.
 """
 
 from __future__ import annotations
@@ -95,7 +94,8 @@ def main() -> None:
         write_parquet(manifest, manifest.with_suffix(".parquet"))
         job = TokenizeJob(data=str(manifest), out=Path(folder) / "tokens", task=Task.SPEECH_TO_TEXT)
         seconds = processor_seconds(lambda: tokenize(job))
-        print(f"{options.records} records; token files written at {options.records / seconds:,.0f}/s")
+        rate = options.records / seconds
+        print(f"{options.records} records; token files written at {rate:,.0f}/s")
         print("kind     | MB on disk | records/s | open s | resume ms | peak MiB | state bytes")
         for name, path in (
             ("tokens", job.out),

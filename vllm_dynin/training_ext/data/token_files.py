@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from vllm_dynin.canvas import Task
 from vllm_dynin.training_ext.records import Record
@@ -93,10 +93,10 @@ def write_part(path: Path, records: Sequence[Record], metadata: Mapping[str, str
         "direction": np.asarray([directions.index(r.task.value) for r in records], np.uint8),
     }
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    save_file(
-        tensors, temporary, {"format": FORMAT, "directions": " ".join(directions), **metadata}
-    )
-    with open(temporary, "rb") as stream:
+    header = {"format": FORMAT, "directions": " ".join(directions), **metadata}
+    with open(temporary, "wb") as stream:  # save_file would make it readable for its owner only
+        stream.write(save(tensors, header))
+        stream.flush()
         os.fsync(stream.fileno())
     temporary.replace(path)
 

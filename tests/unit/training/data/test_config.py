@@ -99,7 +99,7 @@ def test_a_manifest_is_encoded_on_the_way(tokens: Path, media: Path, codecs_fold
     manifest = write_jsonl(media / "t2i.jsonl", rows)
     job = TokenizeJob(data=str(manifest), out=media, checkpoint=str(codecs_folder))
     config = {"tasks": {"t2i": {"rows": 10, "sources": [{"path": str(manifest)}]}}}
-    with pytest.raises(ValueError, match="run vllm-dynin tokenize first"):
+    with pytest.raises(ValueError, match="to train, run vllm-dynin tokenize"):
         open_mixture(config).next_step()
     encoder = Encoder(job.codecs(), job.encode_options())
     online = open_mixture(config, encoder=encoder).next_step()[Task.TEXT_TO_IMAGE]
