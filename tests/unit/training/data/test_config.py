@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,18 @@ from helpers.training_data import DIGITS, every_direction, write_jsonl
 from vllm_dynin.canvas import Task
 from vllm_dynin.config import DyninOmniConfig
 from vllm_dynin.training_ext.data import (
+    ADAPTERS,
+    BadKind,
     EncodeOptions,
     Encoder,
     Mixture,
     MixtureConfig,
     open_mixture,
+    open_table,
     sample_length,
     stage_options,
 )
+from vllm_dynin.training_ext.data.adapters import find_adapter
 from vllm_dynin.training_ext.data.tokenize import tokenize
 from vllm_dynin.training_ext.data.tokenize_job import TokenizeJob
 from vllm_dynin.training_ext.records import Record, SampleContext, SamplePolicy, make_sample
@@ -240,3 +245,27 @@ def test_a_set_of_another_direction_is_refused(tokens: Path, tmp_path: Path) -> 
     )
     with pytest.raises(ValueError, match="a t2t record where mmu is wanted"):
         mixture.next_step()
+
+
+PAGE = (Path(__file__).parents[4] / "docs" / "training-data.md").read_text()
+
+
+def test_documented_manifests_and_mixtures_are_accepted(tmp_path: Path) -> None:
+    rows, mixture = re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL)
+    (tmp_path / "rows.jsonl").write_text(rows)
+    table, adapter = open_table(tmp_path / "rows.jsonl"), find_adapter("record")
+    made = [adapter(table[index], Task.TEXT_TO_TEXT)[0].task for index in range(len(table))]
+    assert made == [
+        Task.IMAGE_TO_TEXT,
+        Task.VIDEO_TO_TEXT,
+        Task.IMAGE_TO_IMAGE,
+        Task.SPEECH_TO_TEXT,
+    ]
+    config = MixtureConfig.from_dict(json.loads(mixture))
+    assert config.tasks[Task.TEXT_TO_IMAGE].sources[0].weight == 3
+    assert config.tasks[Task.SPEECH_TO_TEXT].schedule.pool == 512
+
+
+def test_every_adapter_and_every_kind_of_bad_sample_is_documented() -> None:
+    names = re.findall(r"^\| `([a-z0-9 -]+)` \|", PAGE, re.MULTILINE)
+    assert {*ADAPTERS, *(kind.value for kind in BadKind)} <= set(names)
