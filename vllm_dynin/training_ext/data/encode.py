@@ -132,8 +132,8 @@ class Encoder:
     def _required(self) -> MediaCodecs:
         if self._codecs is None:
             raise ValueError(
-                "these data have media that are not encoded; run vllm-dynin tokenize first, or "
-                "give the checkpoint whose codecs are to be used"
+                "these data have media that are not encoded; give the checkpoint whose codecs are "
+                "to be used (to train, run vllm-dynin tokenize first)"
             )
         return self._codecs
 

@@ -19,14 +19,14 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from vllm_dynin.canvas import Task
 from vllm_dynin.training_ext.records import Record
 
 FORMAT = "vllm-dynin tokens 1"
 INDEX = "tokens.json"
-_OPEN_FILES = 32
+_OPEN_FILES = 128
 _MEDIA = ("target_image", "units", "reply_units")
 _TEXTS = ("text", "answer", "turns", "thinking", "source", "key")
 
@@ -93,10 +93,10 @@ def write_part(path: Path, records: Sequence[Record], metadata: Mapping[str, str
         "direction": np.asarray([directions.index(r.task.value) for r in records], np.uint8),
     }
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    save_file(
-        tensors, temporary, {"format": FORMAT, "directions": " ".join(directions), **metadata}
-    )
-    with open(temporary, "rb") as stream:
+    header = {"format": FORMAT, "directions": " ".join(directions), **metadata}
+    with open(temporary, "wb") as stream:  # save_file would make it readable for its owner only
+        stream.write(save(tensors, header))
+        stream.flush()
         os.fsync(stream.fileno())
     temporary.replace(path)
 
@@ -122,10 +122,12 @@ class TokenPart:
                 f"{path}: format {self.metadata.get('format')!r}, not {FORMAT!r}; write it anew "
                 "with vllm-dynin tokenize"
             )
-        self._slices = {name: self._file.get_slice(name) for name in self._file.keys()}  # noqa: SIM118
+        self._texts, self._codes = (self._file.get_slice(name) for name in ("text", "codes"))
+        names = ("text_offsets", "code_offsets")
+        self._text_offsets, self._code_offsets = (self._file.get_tensor(n).tolist() for n in names)
 
     def __len__(self) -> int:
-        return int(self._slices["text_offsets"].get_shape()[0]) - 1
+        return len(self._text_offsets) - 1
 
     def indices(self, task: Task) -> np.ndarray[Any, np.dtype[np.int64]]:
         """int64: where the records of a direction are, ascending."""
@@ -144,11 +146,11 @@ class TokenPart:
     def __getitem__(self, index: int) -> Record:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        start, stop = self._slices["text_offsets"][index : index + 2].tolist()
-        fields = json.loads(self._slices["text"][start:stop].tobytes())
-        start, stop = self._slices["code_offsets"][index : index + 2].tolist()
+        start, stop = self._text_offsets[index : index + 2]
+        fields = json.loads(self._texts[start:stop].tobytes())
+        start, stop = self._code_offsets[index : index + 2]
         # safetensors refuses an empty slice.
-        codes = self._slices["codes"][start:stop].tolist() if stop > start else []
+        codes = self._codes[start:stop].tolist() if stop > start else []
         lengths: dict[str, Any] = fields.pop("lengths")
         fields["images"] = [_take(codes, length) for length in lengths.get("images", ())]
         for name in _MEDIA:

@@ -146,12 +146,13 @@ class PartWorker:
 
     def _add(self, index: int, records: list[Record], bad: list[BadEntry]) -> None:
         """The records of a row, or an entry for each that is bad."""
-        name = self._job.name
+        name, key = self._job.name, f"row {index}"
         try:
             row = self._table[index]
+            key = row.key
             pairs = self._adapter(row, self._task(row))
         except BadSample as error:
-            bad.append(BadEntry(name, f"row {index}", error.kind.value, str(error)))
+            bad.append(BadEntry(name, key, error.kind.value, str(error)))
             return
         for raw in pairs:
             try:

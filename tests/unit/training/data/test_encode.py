@@ -149,7 +149,7 @@ def test_codes_need_no_codecs() -> None:
 
 
 def test_media_without_codecs_are_no_bad_samples(media: Path) -> None:
-    with pytest.raises(ValueError, match="run vllm-dynin tokenize first") as error:
+    with pytest.raises(ValueError, match="to train, run vllm-dynin tokenize") as error:
         Encoder()(speech(media / "seven.flac"))
     assert not isinstance(error.value, BadSample)
 

@@ -140,7 +140,7 @@ def test_what_is_no_token_file(tmp_path: Path) -> None:
 
 
 def test_many_parts_keep_few_files_open(tmp_path: Path) -> None:
-    folder = folder_of(tmp_path, *([text(str(number))] for number in range(50)))
+    folder = folder_of(tmp_path, *([text(str(number))] for number in range(200)))
     table = TokenTable(folder, Task.TEXT_TO_TEXT)
-    assert [table[index].key for index in range(50)] == [str(index) for index in range(50)]
-    assert len(table._open) <= 32
+    assert [table[index].key for index in range(200)] == [str(index) for index in range(200)]
+    assert len(table._open) <= 128

@@ -74,6 +74,8 @@ def test_every_direction_is_tokenised(tokens: Path, manifest: Path, codecs_folde
     }  # fmt: skip
     assert len(list(tokens.glob("tokens-*-of-00005.safetensors"))) == 5
     assert (tokens / "bad.jsonl").read_text() == ""
+    part, report = next(tokens.glob("*.safetensors")), tokens / "bad.jsonl"
+    assert part.stat().st_mode == report.stat().st_mode  # others may read it where they may read
 
 
 def test_a_source_takes_its_direction(tokens: Path) -> None:
@@ -162,9 +164,9 @@ def test_bad_samples_are_left_out_and_listed(
     ]
     assert [(entry["key"], entry["kind"]) for entry in listed] == [
         ("bad.jsonl:10", "media"),
-        ("row 11", "path"),
+        ("bad.jsonl:11", "path"),
         ("bad.jsonl:12", "media"),
-        ("row 13", "fields"),
+        ("bad.jsonl:13", "fields"),
         ("row 24", "unreadable"),
     ]
     assert "missing.png" in listed[0]["message"]
@@ -216,6 +218,20 @@ def test_two_runs_do_not_share_a_folder(
     tokenize(job(manifest, tmp_path / "out", codecs_folder), progress=again)
 
 
+def test_sizes_of_a_stage(media: Path, codecs_folder: Path, tmp_path: Path) -> None:
+    """The debug stage's two frames in place of the checkpoint's three; an option wins over both."""
+    manifest = write_jsonl(media / "clip.jsonl", every_direction()[2:3])
+    arguments = ["tokenize", str(manifest), "--checkpoint", str(codecs_folder), "--task", "v2t"]
+    stage = ["--stage", "debug"]
+    for number, (more, num_frames) in enumerate(
+        [([], 3), (stage, 2), ([*stage, "--video-frames", "4"], 4)]
+    ):
+        out = tmp_path / str(number)
+        assert cli.main([*arguments, *more, "--out", str(out)]) == 0
+        (record,) = records_of(out)
+        assert [len(frame) for frame in record.images] == [4] * num_frames
+
+
 def test_text_needs_no_checkpoint(tmp_path: Path) -> None:
     rows = [{"prompt": f"q{index}", "answer": "a"} for index in range(25)]
     manifest = write_jsonl(tmp_path / "text.jsonl", rows)
@@ -232,6 +248,9 @@ def test_text_needs_no_checkpoint(tmp_path: Path) -> None:
         (["--rows-per-part", "0"], "rows_per_part=0"),
         (["--workers", "0"], "workers=0"),
         (["--column", "text"], "must be NAME=COLUMN"),
+        (["--stage", "stage4", "--task", "t2t"], "stage 'stage4' is unknown"),
+        (["--stage", "stage2"], "--stage needs --task"),
+        (["--stage", "stage1", "--task", "t2i"], "stage1 does not train t2i; it trains v2t"),
         (["--max-speech-seconds", "0"], "max_speech_seconds=0"),
         (["--checkpoint", "/nowhere"], "/nowhere"),
     ],
