@@ -229,11 +229,15 @@ _INSTRUCTIONS: dict[Task, Sequence[str]] = {
 }
 
 
+def instructions(task: Task, policy: SamplePolicy) -> Sequence[str]:
+    """What is drawn from where a record brings no text of its own."""
+    return policy.instructions or _INSTRUCTIONS.get(task, (chat.DEFAULT_QUESTION,))
+
+
 def draw(task: Task, policy: SamplePolicy, rng: random.Random) -> Draws:
     """Draw the decisions for one record; always as many numbers, so that streams stay in step."""
-    instructions = policy.instructions or _INSTRUCTIONS.get(task, (chat.DEFAULT_QUESTION,))
     return Draws(
-        instruction=rng.choice(instructions),
+        instruction=rng.choice(instructions(task, policy)),
         is_text_dropped=rng.random() < policy.dropout,
         is_identity=rng.random() < policy.identity,
         num_filler=int(rng.random() * (policy.max_filler + 1)),

@@ -6,6 +6,11 @@ import argparse
 import sys
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vllm_dynin.canvas import Task
+    from vllm_dynin.training_ext.data.encode import EncodeOptions
 
 _DESCRIPTION = """\
 Encode the images, videos and recordings of a data set with a checkpoint's codecs, and write its
@@ -29,6 +34,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--checkpoint", metavar="DIR", help="whose codecs are used")
     parser.add_argument("--task", help="direction of the rows, e.g. t2i; a manifest may say it")
+    parser.add_argument(
+        "--stage",
+        metavar="NAME[:release]",
+        help="take sizes and limits from a stage of the recipe, e.g. stage2; needs --task",
+    )
     parser.add_argument("--adapter", default="record", choices=list(ADAPTERS))
     parser.add_argument(
         "--column",
@@ -54,6 +64,22 @@ def _parser() -> argparse.ArgumentParser:
         flag = f"--{field.name.replace('_', '-')}"
         sizes.add_argument(flag, type=float if "seconds" in field.name else int, metavar="N")
     return parser
+
+
+def _of_stage(name: str, task: Task | None) -> EncodeOptions:
+    """Sizes and limits of one direction in a stage."""
+    from vllm_dynin.training_ext.data.stage import stage_options
+    from vllm_dynin.training_ext.stages import STAGES
+
+    stage, _, variant = name.partition(":")
+    if stage not in STAGES or variant not in ("", "release"):
+        raise ValueError(
+            f"stage {name!r} is unknown; known are {', '.join(STAGES)}, with :release behind it "
+            "for the released settings"
+        )
+    if task is None:
+        raise ValueError("--stage needs --task: each direction has sizes of its own")
+    return stage_options(STAGES[stage]("release" if variant else "paper"), task)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -89,6 +115,8 @@ def main(arguments: list[str] | None = None) -> int:
             max_bad_share=given.max_bad_share,
             device=given.device,
         )
+        if given.stage is not None:
+            job = replace(job, options=_of_stage(given.stage, job.task))
         named = {f.name: getattr(given, f.name) for f in fields(EncodeOptions)}
         named = {name: value for name, value in named.items() if value is not None}
         job = replace(job, options=replace(job.encode_options(), **named))

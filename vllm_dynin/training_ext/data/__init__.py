@@ -11,6 +11,7 @@ from vllm_dynin.training_ext.data.config import (
 from vllm_dynin.training_ext.data.encode import EncodeOptions, Encoder
 from vllm_dynin.training_ext.data.mixture import Mixture, Schedule
 from vllm_dynin.training_ext.data.sources import SourceSpec
+from vllm_dynin.training_ext.data.stage import sample_length, stage_options
 from vllm_dynin.training_ext.data.tables import open_table
 from vllm_dynin.training_ext.data.token_files import TokenTable
 
@@ -31,4 +32,6 @@ __all__ = [
     "mixture_of",
     "open_mixture",
     "open_table",
+    "sample_length",
+    "stage_options",
 ]
