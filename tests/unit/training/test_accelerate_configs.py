@@ -1,4 +1,4 @@
-"""The launcher's files: what accelerate reads in them, and what it would put into the environment."""
+"""The launcher's files: what accelerate reads in them and puts into the environment."""
 
 from argparse import Namespace
 from importlib.resources import files

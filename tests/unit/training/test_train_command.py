@@ -10,6 +10,7 @@ from helpers.tiny_tokenizer import make_tokenizer
 from helpers.training_runs import DIRECTIONS, record
 
 from vllm_dynin import checkpoint
+from vllm_dynin.canvas import Task
 from vllm_dynin.config import LLaDAConfig
 from vllm_dynin.entrypoints.cli import main
 from vllm_dynin.reference.backbone import load_reference
@@ -47,12 +48,15 @@ def data(tmp_path_factory):
         rows = []
         for number in range(12):
             values = dataclasses.asdict(record(task, number))
+            if task is Task.VIDEO_TO_TEXT:
+                values["video"] = values.pop("images")
+            values["speech"] = values.pop("units")
             rows.append(
                 {key: value for key, value in values.items() if value not in (None, (), "")}
             )
         file = folder / f"{task.value}.jsonl"
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        tasks[task.value] = {"sources": [{"path": str(file)}]}
+        tasks[task.value] = {"sources": [{"path": file.name}]}
     named = folder / "data.json"
     named.write_text(json.dumps({"tasks": tasks}))
     return named
@@ -109,7 +113,7 @@ def test_one_direction_alone_starts_from_the_text_model(backbone, data, tmp_path
     only = ("--only", "t2t")
     text = json.loads(data.read_text())
     text["tasks"] = {"t2t": text["tasks"]["t2t"]}
-    file = tmp_path / "text.json"
+    file = data.with_name("text.json")
     file.write_text(json.dumps(text))
     out = tmp_path / "run"
     arguments = ("debug", "--start", backbone, "--data", file, "--out", out)
@@ -140,7 +144,7 @@ def test_what_does_not_fit_is_said_before_anything_is_done(
 def test_amounts_are_settings_of_the_stage(omni, data, tmp_path, capsys):
     values = json.loads(data.read_text())
     values["tasks"]["t2t"]["rows"] = 4
-    file = tmp_path / "data.json"
+    file = data.with_name("amounts.json")
     file.write_text(json.dumps(values))
     assert train("debug", "--start", omni, "--data", file, "--out", tmp_path / "run") == 1
     assert "t2t of the data sets rows; how much" in capsys.readouterr().err

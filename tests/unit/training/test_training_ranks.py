@@ -105,4 +105,5 @@ def test_shards_in_bfloat16_keep_float32_weights(ranks, alone):
     for name, weight in found.items():
         assert weight.dtype == torch.float32
         assert not torch.equal(weight, weight.bfloat16().float()), name
-        assert torch.allclose(weight, weights[name], atol=3e-3), name
+        # Adam moves by up to the learning rate (1e-3) a step, also where rounding decides whither.
+        assert (weight - weights[name]).abs().mean() < 3e-4, name

@@ -39,7 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     paths.add_argument("--out", type=Path, metavar="DIR", help="folder of the run")
     paths.add_argument("--resume", action="store_true", help="go on with the run in that folder")
     paths.add_argument(
-        "--only", nargs="+", metavar="DIRECTION", help="train these directions of the stage alone"
+        "--only", metavar="A,B,…", help="train these directions of the stage alone, e.g. t2t,t2i"
     )
     keeping = parser.add_argument_group("what is kept")
     keeping.add_argument("--save-every", type=int, default=1000, metavar="STEPS")
@@ -155,13 +155,14 @@ def _stage(options: argparse.Namespace) -> StageConfig:
     stage = named_stage(options.recipe)
     if options.only:
         known = {task.value: task for task in stage.tasks}
-        unknown = [name for name in options.only if name not in known]
+        wanted = options.only.split(",")
+        unknown = [name for name in wanted if name not in known]
         if unknown:
             raise ValueError(
                 f"{stage.name} has no direction {', '.join(unknown)}; it has {', '.join(known)}"
             )
         stage = replace(
-            stage, tasks={t: one for t, one in stage.tasks.items() if t.value in options.only}
+            stage, tasks={t: one for t, one in stage.tasks.items() if t.value in wanted}
         )
     changes: dict[str, Any] = dict(settings.parse_overrides(options.settings))
     return settings.override(stage, changes)

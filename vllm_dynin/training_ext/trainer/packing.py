@@ -170,9 +170,8 @@ def _varlen(q_SHE: Tensor, k_SKE: Tensor, v_SKE: Tensor, lengths: Sequence[int])
     ends = torch.tensor([0, *itertools.accumulate(lengths)], device=q_SHE.device, dtype=torch.int32)
     longest = max(lengths)
     is_grouped = q_SHE.shape[1] != k_SKE.shape[1]
-    attended: Tensor = varlen_attn(
-        q_SHE, k_SKE, v_SKE, ends, ends, longest, longest, enable_gqa=is_grouped
-    )
+    attended = varlen_attn(q_SHE, k_SKE, v_SKE, ends, ends, longest, longest, enable_gqa=is_grouped)
+    assert isinstance(attended, Tensor)  # a pair only where the log-sum-exp is asked for
     return attended
 
 

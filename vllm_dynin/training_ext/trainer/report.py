@@ -167,8 +167,9 @@ class Tally:
         """Add one micro-batch."""
         for task, part in noised.items():
             self._parts.append((task, part, losses.per_task[task], losses.nll[task]))
-            is_all = part.is_visible_BT is None or not self._is_packed
-            self._num_positions += part.ids_BT.numel() if is_all else int(part.is_visible_BT.sum())
+            visible_BT = part.is_visible_BT if self._is_packed else None
+            count = part.ids_BT.numel() if visible_BT is None else int(visible_BT.sum())
+            self._num_positions += count
 
     def report(
         self, parallel: Parallel, *, step: int, grad_norm: float, learning_rate: float

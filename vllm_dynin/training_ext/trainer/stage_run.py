@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,14 @@ from vllm_dynin.canvas import Task
 from vllm_dynin.config import LLaDAConfig
 from vllm_dynin.processors.text_tokenizer import load_tokenizer
 from vllm_dynin.reference.backbone import LLaDA, load_reference
-from vllm_dynin.training_ext.data import Mixture, MixtureConfig, Schedule, TaskMix, open_mixture
-from vllm_dynin.training_ext.records import Record, SampleContext, make_sample
+from vllm_dynin.training_ext.data import (
+    MixtureConfig,
+    Schedule,
+    TaskMix,
+    open_mixture,
+    sample_length,
+)
+from vllm_dynin.training_ext.records import Record, SampleContext
 from vllm_dynin.training_ext.stages import StageConfig
 from vllm_dynin.training_ext.trainer.feed import RecordFeed
 from vllm_dynin.training_ext.trainer.loop import Trainer
@@ -53,8 +58,13 @@ def stage_trainer(stage: StageConfig, start: Path, data: Mapping[str, Any]) -> T
     config = _table_config(start)
     check_modalities(stage, config, start)
     parallel = Parallel(stage.train)
-    context = stage_context(stage, config, start)
-    mixture = _open(mixture_config(stage, data, parallel.world_size), context, parallel)
+    context = _context(stage, config, start)
+    mixture = open_mixture(
+        mixture_config(stage, data, parallel.world_size),
+        rank=parallel.rank,
+        world_size=parallel.world_size,
+        measure=sample_length(context),
+    )
     feed = RecordFeed(mixture, context, stage.train, parallel.place)
     if parallel.is_deepspeed:  # takes the weights apart when it is set up, so they come first
         model = load_reference(start, torch.float32)
@@ -78,39 +88,34 @@ def stage_validator(
         num_records: of each direction.
         options: of `Validator`.
     """
-    context = stage_context(stage, _table_config(start), start)
+    context = _context(stage, _table_config(start), start)
     records: dict[Task, list[Record]] = {}
     for task in stage.tasks:
         if task.value not in data.get("tasks", {}):
             continue
         given = {**data, "tasks": {task.value: data["tasks"][task.value] | {"rows": num_records}}}
-        records[task] = open_mixture(given, measure=_length(context)).next_step()[task]
+        records[task] = open_mixture(given, measure=sample_length(context)).next_step()[task]
     return Validator(records, context, **options)
 
 
-def stage_context(stage: StageConfig, config: LLaDAConfig, start: Path) -> SampleContext:
-    """How records become samples in a stage."""
-    tokenizer = load_tokenizer(str(start), config.vocabulary)
-    return SampleContext(
-        config=config, tokenizer=tokenizer, policies=stage.policies, parity=stage.parity
-    )
-
-
 def read_data(file: Path) -> dict[str, Any]:
-    """Read the JSON file that names a run's data.
+    """Read the JSON file that names a run's data; paths in it are relative to its folder.
 
     Raises:
-        ValueError: it is missing or no JSON object.
+        ValueError: it is missing, or not of this form.
     """
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{file} cannot be read as JSON ({error})") from error
-    if not isinstance(values, dict) or not isinstance(values.get("tasks"), dict):
+        values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        for mix in values["tasks"].values():
+            for source in mix["sources"]:
+                for name in ("path", "media_root"):
+                    if source.get(name) is not None:
+                        source[name] = str(file.parent / source[name])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
-            f'{file}: an object {{"tasks": {{"t2i": {{"sources": [{{"path": …}}]}}, …}}}} is '
-            "expected (docs/training-data.md)"
-        )
+            f"{file} names no data ({type(error).__name__}: {error}); it is "
+            '{"tasks": {"t2i": {"sources": [{"path": …}]}, …}}'
+        ) from error
     return values
 
 
@@ -190,19 +195,5 @@ def _table_config(start: Path) -> LLaDAConfig:
     return config
 
 
-def _open(config: MixtureConfig, context: SampleContext, parallel: Parallel) -> Mixture:
-    return open_mixture(
-        config,
-        rank=parallel.rank,
-        world_size=parallel.world_size,
-        measure=_length(context),
-    )
-
-
-def _length(context: SampleContext) -> Any:
-    """Length of a record as it is laid out; one that does not fit is a bad sample."""
-
-    def length(record: Record) -> int:
-        return sum(make_sample(record, context, random.Random(0)).is_visible)
-
-    return length
+def _context(stage: StageConfig, config: LLaDAConfig, start: Path) -> SampleContext:
+    return stage.context(config, load_tokenizer(str(start), config.vocabulary))

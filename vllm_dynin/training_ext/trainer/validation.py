@@ -145,16 +145,16 @@ class Validator:
         config, output = model.config, DIRECTIONS[record.task].output
         first = sample.is_target.index(True)
         clean = [i for i, is_target in zip(sample.ids, sample.is_target, strict=True) if is_target]
-        size: dict[str, int] = {}
+        height = width = None
         if isinstance(config, MMadaConfig) and output is Modality.IMAGE:
             # A sequence of codes does not tell its shape; every shape gives the same sequence.
             rows = next(n for n in range(math.isqrt(len(clean)), 0, -1) if len(clean) % n == 0)
             pixels = config.image_patch
-            size = {"height": rows * pixels, "width": len(clean) // rows * pixels}
+            height, width = rows * pixels, len(clean) // rows * pixels
         request = PlanRequest(
             prompt_ids=sample.ids[:first],
             standard=StandardOptions(max_tokens=len(clean), seed=self._seed),
-            options=DenoiseParams(task=record.task, steps=self._steps, **size),
+            options=DenoiseParams(task=record.task, steps=self._steps, height=height, width=width),
         )
         given = list(clean)
         for decoder in run_plan(model, make_plan(request, config)):
