@@ -39,7 +39,7 @@ from vllm_dynin.training_ext.initialise import initialise
 from vllm_dynin.training_ext.merge import STAGE1_CONTROLS, MergeOptions, merge
 from vllm_dynin.training_ext.records import Record, SampleContext, SamplePolicy
 from vllm_dynin.training_ext.tiny import digits, words
-from vllm_dynin.training_ext.tiny.records import CODED_FRAMES, training_records
+from vllm_dynin.training_ext.tiny.records import CODED_FRAMES, training_records, up_to
 from vllm_dynin.training_ext.tokenizer import train_tokenizer
 from vllm_dynin.training_ext.trainer import (
     MemoryMixture,
@@ -94,6 +94,8 @@ class DyninTiny:
         max_filler: EOS behind an answer, up to this number.
         long_filler: the same in one step of ten, so that answers in a long region are known too.
         dropout: share of conditions dropped for guidance.
+        num_pictures: of each digit, see `records.training_records`.
+        num_clips: of each digit.
         backbone_weight: of the merge.
     """
 
@@ -120,16 +122,24 @@ class DyninTiny:
     max_filler: int = 8
     long_filler: int = 40
     dropout: float = 0.1
+    num_pictures: int = 6
+    num_clips: int = 4
     backbone_weight: float = 0.6
 
 
-def dynin_tiny(*, seed: int = 0, length: float = 1.0) -> DyninTiny:
+def dynin_tiny(*, seed: int = 0, length: float = 1.0, stage1_eos: EosPolicy = "none") -> DyninTiny:
     """The recipe of the shipped checkpoint.
 
     Args:
         seed: of everything.
         length: factor on the steps of every phase; 0.01 is a smoke test.
+        stage1_eos: which EOS s1 learns; `all` is what the paper compares with.
+
+    Raises:
+        ValueError: the length is not positive.
     """
+    if not length > 0:
+        raise ValueError(f"length={length} must be above 0; 1 is the recipe as it is")
 
     def phase(num_steps: int, tasks: tuple[Task, ...], peak: float, **options: Any) -> Phase:
         num_steps = max(1, round(num_steps * length))
@@ -149,7 +159,7 @@ def dynin_tiny(*, seed: int = 0, length: float = 1.0) -> DyninTiny:
         seed=seed,
         phases={
             "s0": phase(400, BACKBONE_TASKS, 2e-3),
-            "s1": phase(250, STAGE1_TASKS, 1e-3, eos="none"),
+            "s1": phase(250, STAGE1_TASKS, 1e-3, eos=stage1_eos),
             "s2": phase(900, TASKS, 2e-3),
             "s3": phase(300, TASKS, 5e-4, max_digits=4),
         },
@@ -294,7 +304,12 @@ class _Run:
         self._recipe, self._folder, self._on_step = recipe, folder, on_step
         self._codec = image_codec()
         self._tokenizer = train_tokenizer(words.tokenizer_texts(), recipe.num_pieces)
-        self._records: dict[int, dict[Task, list[Record]]] = {}
+        self._records = training_records(
+            self._codec,
+            num_pictures=recipe.num_pictures,
+            num_clips=recipe.num_clips,
+            seed=recipe.seed,
+        )
 
     def all_phases(self) -> Path:
         """Run them all; the folder of the last one."""
@@ -337,11 +352,13 @@ class _Run:
         return target
 
     def _records_of(self, phase: Phase) -> dict[Task, list[Record]]:
-        if phase.max_digits not in self._records:
-            self._records[phase.max_digits] = training_records(
-                self._codec, max_digits=phase.max_digits, seed=self._recipe.seed
-            )
-        return self._records[phase.max_digits]
+        speech = (Task.SPEECH_TO_TEXT, Task.TEXT_TO_SPEECH)
+        return {
+            task: up_to(self._records[task], phase.max_digits)
+            if task in speech
+            else self._records[task]
+            for task in phase.tasks
+        }
 
     def _context(self, config: LLaDAConfig, phase: Phase, max_filler: int) -> SampleContext:
         return SampleContext(

@@ -15,8 +15,6 @@ from vllm_dynin.training_ext.tiny.utterances import Utterance, utterances
 
 NUM_LISTS = 12_000
 """Word tasks drawn for text to text."""
-IMAGE_VARIANTS, CLIP_VARIANTS = 6, 4
-"""Pictures of each training digit, the unchanged one included; and clips of it."""
 CODED_FRAMES = 5
 """Frames of a clip the model sees, evenly spaced."""
 
@@ -28,29 +26,26 @@ Codes = tuple[int, ...]
 
 
 def training_records(
-    codec: ImageCodec, *, max_digits: int, seed: int = 0
+    codec: ImageCodec, *, num_pictures: int = 6, num_clips: int = 4, seed: int = 0
 ) -> dict[Task, list[Record]]:
     """All training records.
 
     Args:
         codec: of the checkpoint.
-        max_digits: of an utterance, heard or said.
+        num_pictures: of each training digit, the unchanged one included.
+        num_clips: of each training digit, likewise.
         seed: of what is drawn.
     """
     rng = random.Random(f"records {seed}")
-    pictures, labels = _pictures(rng)
+    pictures, labels = _pictures(num_pictures, rng)
     codes = encode(codec, pictures, digits.IMAGE_SIDE)
-    spoken = [
-        utterance
-        for utterance in utterances()
-        if len(utterance.digits) <= max_digits and not words.is_utterance_held_out(utterance.digits)
-    ]
+    spoken = [u for u in utterances() if not words.is_utterance_held_out(u.digits)]
     records = [
         *_lists(rng),
         *_looked_at(codes, labels),
         *_drawn(codes, labels, rng),
         *_edited(codec, pictures, codes, rng),
-        *_watched(codec, rng),
+        *_watched(codec, num_clips, rng),
         *_heard(spoken),
         *_said(spoken),
     ]
@@ -58,6 +53,11 @@ def training_records(
     for record in records:
         by_task.setdefault(record.task, []).append(record)
     return by_task
+
+
+def up_to(records: Sequence[Record], max_digits: int) -> list[Record]:
+    """The records of a speech direction that say no more than so many digits."""
+    return [one for one in records if len((one.answer or one.text).split()) <= max_digits]
 
 
 def encode(codec: ImageCodec, pictures: Sequence[Image.Image], side: int) -> list[Codes]:
@@ -69,7 +69,9 @@ def encode(codec: ImageCodec, pictures: Sequence[Image.Image], side: int) -> lis
     return found
 
 
-def clip_codes(codec: ImageCodec, clips: Sequence[Sequence[Image.Image]]) -> list[tuple[Codes, ...]]:
+def clip_codes(
+    codec: ImageCodec, clips: Sequence[Sequence[Image.Image]]
+) -> list[tuple[Codes, ...]]:
     """Codes of the frames of each clip that the model sees."""
     step = (digits.CLIP_FRAMES - 1) // (CODED_FRAMES - 1)
     frames = [frame for clip in clips for frame in clip[::step]]
@@ -79,13 +81,13 @@ def clip_codes(codec: ImageCodec, clips: Sequence[Sequence[Image.Image]]) -> lis
     ]
 
 
-def _pictures(rng: random.Random) -> tuple[list[Image.Image], list[int]]:
+def _pictures(count: int, rng: random.Random) -> tuple[list[Image.Image], list[int]]:
     pictures, labels = [], []
     for index in range(digits.num_train()):
         plain = digits.image(index)
         pictures.append(plain)
-        pictures += [digits.varied(plain, rng) for _ in range(IMAGE_VARIANTS - 1)]
-        labels += [digits.label(index)] * IMAGE_VARIANTS
+        pictures += [digits.varied(plain, rng) for _ in range(count - 1)]
+        labels += [digits.label(index)] * count
     return pictures, labels
 
 
@@ -146,12 +148,12 @@ def _edited(
             )
 
 
-def _watched(codec: ImageCodec, rng: random.Random) -> Iterator[Record]:
+def _watched(codec: ImageCodec, count: int, rng: random.Random) -> Iterator[Record]:
     clips, answers = [], []
     ways = list(digits.DIRECTIONS)
     for index in range(digits.num_train()):
         plain = digits.image(index, digits.CLIP_SIDE)
-        for variant in range(CLIP_VARIANTS):
+        for variant in range(count):
             picture = digits.varied(plain, rng) if variant else plain
             way = ways[(index + variant) % len(ways)]
             clips.append(digits.clip(picture, way))
