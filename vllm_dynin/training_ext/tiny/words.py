@@ -57,6 +57,11 @@ def in_words(digits: Sequence[int]) -> str:
     return " ".join(DIGIT_WORDS[digit] for digit in digits)
 
 
+def motion(digit: int, direction: str) -> str:
+    """What a clip shows: `seven moving left`."""
+    return f"{DIGIT_WORDS[digit]} moving {direction}"
+
+
 def carry_out(operation: Operation, digits: Sequence[int]) -> list[int]:
     """The digits in the order the operation asks for."""
     if operation == "reverse":
