@@ -8,6 +8,7 @@ import wave
 from collections.abc import Sequence
 from typing import Any
 
+import av
 import numpy as np
 from PIL import Image
 from vllm import LLM
@@ -57,3 +58,15 @@ def expected(llm: LLM, requests: Sequence[Request]) -> list[Result]:
 def message_of(error: Any) -> str:
     """What a refusal says."""
     return str(error.value.body["message"])
+
+
+def mp4_of(frames: np.ndarray) -> bytes:
+    """Frames, uint8 [F, H, W, 3], as an H.264 file."""
+    target = io.BytesIO()
+    with av.open(target, "w", format="mp4") as container:
+        track = container.add_stream("libx264", rate=5)
+        track.height, track.width, track.pix_fmt = *frames.shape[1:3], "yuv420p"
+        for frame in frames:
+            container.mux(track.encode(av.VideoFrame.from_ndarray(frame)))
+        container.mux(track.encode(None))
+    return target.getvalue()

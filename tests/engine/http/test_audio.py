@@ -204,14 +204,14 @@ def test_long_recordings_are_cut_and_timed(api, local):
     samples, rate = SPOKEN
     pause = np.zeros(int(0.3 * rate), np.float32)
     long = np.concatenate([samples, pause] * 20)  # more units than a prompt holds
-    body = {"max_completion_tokens": 16, "seed": 2}
+    body = {"max_completion_tokens": 64, "seed": 2}
     answer = transcribe(
         api, (long, rate), response_format="verbose_json", temperature=1.0, extra_body=body
     )
     assert len(answer.segments) == 2
     first, second = answer.segments
-    assert first.text and second.text
-    assert first.end == second.start and 18 < first.end < 20
+    assert first.tokens and second.tokens
+    assert first.end == second.start and 16 < first.end < 20
     silent = np.flatnonzero(np.convolve(long == 0, np.ones(1600), "valid") == 1600) / rate
     assert np.abs(silent - first.end).min() < 0.2  # cut in a pause
     assert second.end == pytest.approx(len(long) / rate, abs=0.01)
@@ -222,8 +222,9 @@ def test_long_recordings_are_cut_and_timed(api, local):
             api, (long, rate), response_format=name, temperature=1.0, extra_body=body
         )
     assert cuts["text"].strip() == answer.text
-    assert cuts["srt"].startswith("1\n00:00:00,000 --> 00:00:2")
-    assert cuts["vtt"].startswith("WEBVTT\n\n00:00:00.000 --> 00:00:2")
+    assert cuts["vtt"].startswith("WEBVTT\n\n")
+    times = "00:00:00,000 --> 00:00:1", "--> 00:00:36,000"
+    assert [time in cuts["srt"] for time in times] == [bool(first.text), bool(second.text)]
     assert all(first.text in cuts[name] and second.text in cuts[name] for name in ("srt", "vtt"))
     events = list(transcribe(api, (long, rate), stream=True, temperature=1.0, extra_body=body))
     assert "".join(event.delta for event in events[:-1]) == events[-1].text == answer.text

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from fastapi import FastAPI
 from starlette.datastructures import State
 
-from vllm_dynin.entrypoints.http import images, operating, speech, transcriptions
+from vllm_dynin.entrypoints.http import chat, images, operating, speech, transcriptions
 from vllm_dynin.entrypoints.http.service import MediaService
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-ROUTERS = (images.router, speech.router, transcriptions.router)
+ROUTERS = (chat.router, images.router, speech.router, transcriptions.router)
 
 
 class DyninEndpoints:

@@ -18,7 +18,7 @@ TranscriptFormat = Literal["json", "text", "srt", "verbose_json", "vtt"]
 
 MAX_SEGMENT_SECONDS = 30.0
 """Longest piece of a recording that is transcribed as one."""
-_SEARCH_SECONDS = 1.0
+_SEARCH_SECONDS = 3.0
 """A cut is made at the quietest place of so many seconds at the end of a piece."""
 _WINDOW = AUDIO_RATE // 10
 

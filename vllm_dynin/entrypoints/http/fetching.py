@@ -1,0 +1,94 @@
+"""Media that a message names by URL: fetched by vLLM, under its own rules, and decoded by us."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from pathlib import Path
+from typing import Any
+
+import vllm.envs as envs
+from vllm.config import ModelConfig
+from vllm.exceptions import VLLMClientError, VLLMUnprocessableEntityError
+from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY
+from vllm.multimodal.media.base import MediaIO
+
+from vllm_dynin.processors.codecs.limits import DEFAULT_LIMITS
+
+_SCHEMES = ("http:", "https:", "data:")
+_FETCH_SECONDS = 30
+
+
+class _FileBytes(MediaIO[bytes]):
+    """Takes a medium as it comes, so that our own decoders open it within their limits."""
+
+    def get_max_bytes(self) -> int:
+        """Bytes that are downloaded at most."""
+        return DEFAULT_LIMITS.max_bytes
+
+    def load_bytes(self, data: bytes) -> bytes:
+        """The bytes."""
+        return data
+
+    def load_base64(self, media_type: str, data: str) -> bytes:
+        """The bytes of a data URL.
+
+        Raises:
+            ValueError: it is not base64.
+        """
+        return from_base64(data)
+
+    def load_file(self, filepath: Path) -> bytes:
+        """Never: `fetch` lets no file URL through."""
+        raise NotImplementedError
+
+
+def from_base64(data: str) -> bytes:
+    """The bytes of base64.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        return base64.b64decode(data, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ValueError(f"{data[:24]!r}… is not base64: {error}") from None
+
+
+async def fetch(url: Any, config: ModelConfig) -> bytes:
+    """The medium at a URL.
+
+    vLLM's connector fetches it, with its domain rules (`--allowed-media-domains`), its redirect
+    rules and its cache. Files of the server are not read, whatever it allows.
+
+    Args:
+        url: of http, https, or with the data in it.
+        config: of the server, for the rules.
+
+    Raises:
+        ValueError: another kind of URL, or one the rules forbid.
+        VLLMUnprocessableEntityError: it cannot be had.
+    """
+    if not isinstance(url, str) or not url.lower().startswith(_SCHEMES):
+        raise ValueError(
+            f"{str(url)[:60]!r} cannot be fetched; give an http, https or data URL (base64)"
+        )
+    connector = MEDIA_CONNECTOR_REGISTRY.load(
+        envs.VLLM_MEDIA_CONNECTOR,
+        media_io_kwargs=None,
+        allowed_local_media_path="",
+        allowed_media_domains=config.allowed_media_domains,
+    )
+    try:
+        data: bytes = await connector.load_from_url_async(
+            url, _FileBytes(), fetch_timeout=_FETCH_SECONDS
+        )
+    except (ValueError, VLLMClientError):
+        raise
+    except NotImplementedError as error:  # a data URL that is not base64
+        raise ValueError(str(error)) from error
+    except Exception as error:
+        raise VLLMUnprocessableEntityError(
+            f"{url[:60]!r} cannot be fetched: {type(error).__name__}"
+        ) from error
+    return data
