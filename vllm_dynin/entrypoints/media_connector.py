@@ -1,9 +1,9 @@
 """Media by URL, for a server that strangers talk to.
 
 vLLM's own connector follows any http(s) URL to any address. This one reaches public addresses
-only, applies `--allowed-media-domains` at every redirect, and looks at the header of a picture or a
-video before it is decoded. vLLM loads it for models of this family, unless VLLM_MEDIA_CONNECTOR names another.
-docs/security.md has the limits.
+only, applies `--allowed-media-domains` at every redirect, and looks at the header of a picture or
+a video before it is decoded. vLLM loads it for models of this family, unless VLLM_MEDIA_CONNECTOR
+names another. docs/security.md has the limits.
 """
 
 from __future__ import annotations
