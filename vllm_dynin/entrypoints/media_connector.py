@@ -13,7 +13,7 @@ import io
 import ipaddress
 import socket
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar, cast
 
@@ -245,6 +245,7 @@ class GuardedMediaConnector(MediaConnector):
 def _checked(media_io: MediaIO[T]) -> MediaIO[T]:
     """The same reader, which looks at the header before vLLM decodes a picture or a video."""
     load = media_io.load_bytes
+    check: Callable[[bytes], None]
     if isinstance(media_io, VideoMediaIO):
         check = partial(check_video, num_frames=media_io.num_frames)
     elif isinstance(media_io, ImageMediaIO):
@@ -260,7 +261,7 @@ def _checked(media_io: MediaIO[T]) -> MediaIO[T]:
         return load(data)
 
     cast(Any, media_io).load_bytes = load_bytes  # made for this one medium
-    return media_io
+    return cast(MediaIO[T], media_io)
 
 
 def check_image(data: bytes) -> None:
