@@ -13,6 +13,9 @@ MAX_BODY_MB = "VLLM_DYNIN_MAX_BODY_MB"
 MAX_TOTAL_BODY_MB = "VLLM_DYNIN_MAX_TOTAL_BODY_MB"
 """All bodies of unanswered requests together, in MiB; default 1,024."""
 
+BODY_SECONDS = "VLLM_DYNIN_BODY_SECONDS"
+"""A request body may take this long, however slowly it comes; default 20."""
+
 
 def wants_page() -> bool:
     """Whether the page is served.
@@ -26,19 +29,13 @@ def wants_page() -> bool:
     return value == "1"
 
 
-def mebibytes(name: str, default: int) -> int:
-    """Bytes of a variable that is given in MiB.
-
-    Args:
-        name: of the variable.
-        default: in bytes.
+def positive(name: str, default: int) -> int:
+    """A variable that is a positive whole number.
 
     Raises:
-        ValueError: not a positive whole number.
+        ValueError: it is none.
     """
-    value = os.environ.get(name)
-    if value is None:
-        return default
+    value = os.environ.get(name, str(default))
     if not value.isdecimal() or int(value) < 1:
-        raise ValueError(f"{name}={value!r} must be a positive whole number of MiB")
-    return int(value) * 2**20
+        raise ValueError(f"{name}={value!r} must be a positive whole number")
+    return int(value)

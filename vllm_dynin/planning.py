@@ -121,6 +121,19 @@ def make_plan(request: PlanRequest, config: LLaDAConfig) -> Plan:
     return Plan(canvas=canvas, options=regions, guidance_scale=scale)
 
 
+def asked_slots(request: PlanRequest, config: LLaDAConfig) -> int:
+    """How many slots a request asks for, counted without laying them out.
+
+    Raises:
+        ValueError: the prompt is not one the task can have, or an option does not fit the task.
+    """
+    task = request.options.task or infer_task(request.prompt_ids, config.vocabulary)
+    check_head(request.prompt_ids, task, config.vocabulary)
+    targets = _targets(request, task, config)
+    count = targets if isinstance(targets, int) else len(targets)
+    return count + (_text_targets(request.options, task) or 0)
+
+
 def guidance_scale(options: DenoiseParams, task: Task) -> float:
     """S of classifier-free guidance: the request's, or the task's default."""
     for scale in (options.cfg_scale, options.guidance_scale):

@@ -19,7 +19,7 @@ from starlette.routing import Route
 from vllm_dynin.entrypoints.guard import BodyGuard, BodyLimits
 
 LIMITS = BodyLimits(
-    max_bytes=100_000, max_total_bytes=150_000, grace_seconds=0.5, min_bytes_per_second=1_000_000
+    max_bytes=100_000, max_total_bytes=150_000, grace_seconds=1, min_bytes_per_second=1_000_000
 )
 
 
@@ -122,11 +122,11 @@ def test_a_slow_body(url):
             time.sleep(0.05)
         head = client.recv(4096).decode()
     assert head.startswith("HTTP/1.1 408")
-    assert 0.3 < time.monotonic() - started < 3
+    assert 0.8 < time.monotonic() - started < 4
 
 
 def test_a_body_that_is_slow_in_parts_only(url):
-    answer = httpx.post(url, content=in_chunks(60_000, pause=0.04))
+    answer = httpx.post(url, content=in_chunks(60_000, pause=0.06))
     assert (answer.status_code, answer.json()) == (200, 60_000)
 
 

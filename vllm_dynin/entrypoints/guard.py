@@ -35,7 +35,7 @@ class BodyLimits:
 
     max_bytes: int = 128 * 2**20
     max_total_bytes: int = 1024 * 2**20
-    grace_seconds: float = 20.0
+    grace_seconds: int = 20
     min_bytes_per_second: int = 64 * 2**10
 
     def __post_init__(self) -> None:

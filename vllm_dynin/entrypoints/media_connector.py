@@ -1,9 +1,9 @@
 """Media by URL, for a server that strangers talk to.
 
 vLLM's own connector follows any http(s) URL to any address. This one reaches public addresses
-only, applies `--allowed-media-domains` at every redirect, and looks at the header of a video before
-it is decoded. vLLM loads it for models of this family, unless VLLM_MEDIA_CONNECTOR names another.
-docs/security.md has the limits.
+only, applies `--allowed-media-domains` at every redirect, and looks at the header of a picture or
+a video before it is decoded. vLLM loads it for models of this family, unless VLLM_MEDIA_CONNECTOR
+names another. docs/security.md has the limits.
 """
 
 from __future__ import annotations
@@ -12,18 +12,22 @@ import asyncio
 import io
 import ipaddress
 import socket
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar, cast
 
 import aiohttp
 import av
 from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.resolver import DefaultResolver
+from PIL import Image
 from vllm import envs
 from vllm.connections import HTTPConnection, MediaDownloadSizeExceededError
 from vllm.exceptions import VLLMValidationError
 from vllm.multimodal.media.base import MediaIO
 from vllm.multimodal.media.connector import MediaConnector
+from vllm.multimodal.media.image import ImageMediaIO
 from vllm.multimodal.media.video import VideoMediaIO
 from yarl import URL
 
@@ -239,19 +243,47 @@ class GuardedMediaConnector(MediaConnector):
 
 
 def _checked(media_io: MediaIO[T]) -> MediaIO[T]:
-    """A video's frames are counted and its header is looked at before vLLM decodes it."""
+    """The same reader, which looks at the header before vLLM decodes a picture or a video."""
+    load = media_io.load_bytes
+    check: Callable[[bytes], None]
     if isinstance(media_io, VideoMediaIO):
-        num_frames, load = media_io.num_frames, media_io.load_bytes
+        check = partial(check_video, num_frames=media_io.num_frames)
+    elif isinstance(media_io, ImageMediaIO):
+        check = check_image
+    else:
+        return media_io
 
-        def load_bytes(data: bytes) -> Any:
-            try:
-                check_video(data, num_frames)
-            except MediaError as error:
-                raise VLLMValidationError(str(error)) from error
-            return load(data)
+    def load_bytes(data: bytes) -> Any:
+        try:
+            check(data)
+        except MediaError as error:
+            raise VLLMValidationError(str(error)) from error
+        return load(data)
 
-        cast(Any, media_io).load_bytes = load_bytes  # made for this one medium
-    return media_io
+    cast(Any, media_io).load_bytes = load_bytes  # made for this one medium
+    return cast(MediaIO[T], media_io)
+
+
+def check_image(data: bytes) -> None:
+    """Check a picture against the limits, by its header.
+
+    Raises:
+        MediaError: not a picture, or over a limit.
+    """
+    limits = DEFAULT_LIMITS
+    limits.check("max_bytes", len(data), "the size of the picture in bytes")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our limit is lower
+            with Image.open(io.BytesIO(data)) as image:
+                width, height = image.size
+    except Image.DecompressionBombError as error:
+        raise MediaError(
+            f"the picture is over the limit max_pixels={limits.max_pixels}: {error}"
+        ) from error
+    except (OSError, ValueError, SyntaxError) as error:
+        raise MediaError(f"cannot read the picture: {error}; send PNG, JPEG or WebP") from error
+    limits.check("max_pixels", width * height, "the size of the picture in pixels")
 
 
 def check_video(data: bytes, num_frames: int) -> None:

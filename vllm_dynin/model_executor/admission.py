@@ -20,6 +20,7 @@ from vllm_dynin.planning import (
     MediumSpan,
     PlanRequest,
     StandardOptions,
+    asked_slots,
     guidance_scale,
     make_plan,
 )
@@ -209,7 +210,10 @@ def admit(
         is_guided = guidance_scale(options, task) > 0
         fits = _room(len(prompt_ids), is_guided, limits)
         params.max_tokens = max(1, min(TASK_DEFAULTS[task].max_tokens, fits))
-    canvas = make_plan(plan_request(prompt_ids, params), config).canvas
+    request = plan_request(prompt_ids, params)
+    # Before the plan, which takes memory and time for each slot.
+    _check_num_slots(asked_slots(request, config), limits)
+    canvas = make_plan(request, config).canvas
     _check_size(canvas, limits)
     _check_logprobs(params, canvas)
     params.max_tokens = canvas.regions[-1].stop
@@ -323,13 +327,17 @@ def _check_logprobs(params: SamplingParams, canvas: Canvas) -> None:
         )
 
 
-def _check_size(canvas: Canvas, limits: Limits) -> None:
-    if canvas.num_slots > limits.max_slots:
+def _check_num_slots(num_slots: int, limits: Limits) -> None:
+    if num_slots > limits.max_slots:
         raise ValueError(
-            f"the answer has {canvas.num_slots} slots, more than the widest canvas served, "
+            f"the answer has {num_slots} slots, more than the widest canvas served, "
             f"{limits.max_slots}; ask for less, or start with --diffusion-config "
-            f"'{{\"canvas_length\": {canvas.num_slots}}}'"
+            f"'{{\"canvas_length\": {num_slots}}}'"
         )
+
+
+def _check_size(canvas: Canvas, limits: Limits) -> None:
+    _check_num_slots(canvas.num_slots, limits)
     rows = RowLayout.of(canvas, limits.block_size).num_rows
     if rows > limits.max_rows:
         guided = ", the second stream of guidance included" if canvas.unconditional else ""

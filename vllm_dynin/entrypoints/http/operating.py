@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 RETRY_SECONDS = 5
 """What a client that comes during the end is told to wait for."""
 
+_MIB = 2**20
 _SERVED_TO_THE_END = ("/metrics",)
 
 
@@ -38,8 +39,10 @@ def attach(app: FastAPI) -> None:
     """
     defaults = BodyLimits()
     limits = BodyLimits(
-        max_bytes=envs.mebibytes(envs.MAX_BODY_MB, defaults.max_bytes),
-        max_total_bytes=envs.mebibytes(envs.MAX_TOTAL_BODY_MB, defaults.max_total_bytes),
+        max_bytes=envs.positive(envs.MAX_BODY_MB, defaults.max_bytes // _MIB) * _MIB,
+        max_total_bytes=envs.positive(envs.MAX_TOTAL_BODY_MB, defaults.max_total_bytes // _MIB)
+        * _MIB,
+        grace_seconds=envs.positive(envs.BODY_SECONDS, defaults.grace_seconds),
     )
     app.add_middleware(BodyGuard, limits=limits)
     app.add_middleware(ClosingGate)
