@@ -36,7 +36,7 @@ class Bench:
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.config = checkpoint.config
         self._codecs = CodecRunner(checkpoint.folders, checkpoint.config.vocabulary)
-        self._heard: dict[tuple[str | int, ...], str] = {}
+        self._heard: dict[tuple[str, tuple[int, ...]], str] = {}
 
     def codes(self, image: Image.Image, side: int) -> list[int]:
         """Codes of an image at `side` pixels a side."""
@@ -54,7 +54,7 @@ class Bench:
             waveform: float32 [N] at the codec's input rate; equal ones are heard once.
         """
         units = collapse(self._codecs.encode_speech(waveform))
-        key = (listener.name, *units)
+        key = (listener.name, tuple(units))
         if key not in self._heard:
             again = self._codecs.decode_speech(units, seed=0).result()
             (self._heard[key],) = hear_all(listener, [(again.waveform, again.sample_rate)])
