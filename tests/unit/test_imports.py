@@ -38,7 +38,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"report", "step_counts", "checkpoint", "kernels", "sampling", "processors"}
     | {"defaults", "planning", "compat"},
     "training_ext": BASE
-    | {"checkpoint", "defaults", "kernels", "sampling", "processors", "planning", "reference"},
+    | {"checkpoint", "defaults", "kernels", "sampling", "processors", "planning", "reference"}
+    | {"api", "requests", "codec_runner"},  # evaluate/ asks the engine, as a client does
 }
 # May import anything of ours; training_ext only inside a function, so that serving never does.
 TOP = {"__init__", "entrypoints", "api"}
@@ -60,6 +61,7 @@ MAY_IMPORT_VLLM_LAZILY = (
     "sampling/params.py",
     "api.py",
     "outputs.py",
+    "training_ext/evaluate/",
 )
 
 

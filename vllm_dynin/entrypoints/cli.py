@@ -24,6 +24,14 @@ COMMANDS = {
         "vllm_dynin.processors.codecs.convert",
         "convert an original .bin or .pt codec to safetensors",
     ),
+    "eval": (
+        "vllm_dynin.entrypoints.commands.evaluate",
+        "measure every direction of a checkpoint through the engine",
+    ),
+    "ablate": (
+        "vllm_dynin.entrypoints.commands.ablate",
+        "vary steps, merging or the end tokens of stage 1; writes table and plot",
+    ),
     "merge": (
         "vllm_dynin.entrypoints.commands.merge",
         "average a backbone with its stage-1 descendant",
