@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from vllm_dynin.canvas import Task
     from vllm_dynin.training_ext.data.encode import EncodeOptions
+    from vllm_dynin.training_ext.data.tokenize import TokenizeReport
 
 _DESCRIPTION = """\
 Encode the images, videos and recordings of a data set with a checkpoint's codecs, and write its
@@ -47,11 +48,28 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME=COLUMN",
         help="what the adapter calls NAME stands in COLUMN; may be repeated",
     )
+    parser.add_argument(
+        "--where",
+        action="append",
+        default=[],
+        metavar="CONDITION",
+        help="only rows that meet it, e.g. 'score > 8'; may be repeated",
+    )
     parser.add_argument("--media-root", metavar="DIR", help="default: the folder of the file")
     parser.add_argument("--split", default="train", help="of a saved DatasetDict")
     parser.add_argument("--rows-per-part", type=int, default=1000, metavar="N")
     parser.add_argument("--workers", type=int, default=1, metavar="N")
-    parser.add_argument("--device", default="cpu", help="where the codecs run (default: cpu)")
+    parser.add_argument(
+        "--machine",
+        default="0/1",
+        metavar="I/N",
+        help="make every N-th part from the I-th on; the other machines make the others",
+    )
+    parser.add_argument(
+        "--device",
+        default="cpu",
+        help="where the codecs run, e.g. cuda:0,cuda:1 for workers by turns (default: cpu)",
+    )
     parser.add_argument(
         "--max-bad-share",
         type=float,
@@ -64,6 +82,19 @@ def _parser() -> argparse.ArgumentParser:
         flag = f"--{field.name.replace('_', '-')}"
         sizes.add_argument(flag, type=float if "seconds" in field.name else int, metavar="N")
     return parser
+
+
+def _columns(given: list[str]) -> dict[str, str]:
+    if not all("=" in column for column in given):
+        raise ValueError(f"--column {' '.join(given)} must be NAME=COLUMN")
+    return dict(column.split("=", 1) for column in given)
+
+
+def _machine(given: str) -> tuple[int, int]:
+    number, _, count = given.partition("/")
+    if not (number.isdecimal() and count.isdecimal()):
+        raise ValueError(f"--machine {given} must be I/N, e.g. 0/4 to 3/4")
+    return int(number), int(count)
 
 
 def _of_stage(name: str, task: Task | None) -> EncodeOptions:
@@ -97,11 +128,7 @@ def main(arguments: list[str] | None = None) -> int:
     from vllm_dynin.training_ext.data.tokenize_job import TokenizeJob
 
     try:
-        columns = dict(column.split("=", 1) for column in given.column)
-    except ValueError:
-        print(f"vllm-dynin tokenize: --column {given.column} must be NAME=COLUMN", file=sys.stderr)
-        return 1
-    try:
+        columns, machine = _columns(given.column), _machine(given.machine)
         job = TokenizeJob(
             data=given.data,
             out=given.out,
@@ -109,6 +136,7 @@ def main(arguments: list[str] | None = None) -> int:
             task=None if given.task is None else Task(given.task),
             adapter=given.adapter,
             columns=columns,
+            where=tuple(given.where),
             media_root=given.media_root,
             split=given.split,
             rows_per_part=given.rows_per_part,
@@ -121,13 +149,22 @@ def main(arguments: list[str] | None = None) -> int:
         named = {name: value for name, value in named.items() if value is not None}
         job = replace(job, options=replace(job.encode_options(), **named))
         with tqdm(total=len(job.open()), unit=" rows", disable=None) as bar:
-            report = tokenize(job, workers=given.workers, progress=bar.update)
+            report = tokenize(job, workers=given.workers, machine=machine, progress=bar.update)
     except ValueError as error:
         print(f"vllm-dynin tokenize: {error}", file=sys.stderr)
         return 1
-    written = ", ".join(f"{count} {task}" for task, count in report.num_records.items())
-    bad = ", ".join(f"{count} {kind}" for kind, count in report.num_bad.items())
-    print(f"{report.num_rows} rows: {written or 'no'} records written to {given.out}")
-    print(f"bad samples: {bad or 'none'}" + (f" (see {given.out / BAD_REPORT})" if bad else ""))
-    print(f"{report.num_parts_made} of {report.num_parts} parts made in {report.seconds:.1f} s")
+    print(_summary(report, given.out / BAD_REPORT))
     return 0
+
+
+def _summary(report: TokenizeReport, bad_report: Path) -> str:
+    written = ", ".join(f"{count} {task}" for task, count in report.num_records.items())
+    lines = [f"{report.num_rows} rows: {written or 'no'} records in {bad_report.parent}"]
+    if report.num_left_out:
+        lines.append(f"left out by --where: {report.num_left_out} rows")
+    bad = ", ".join(f"{count} {kind}" for kind, count in report.num_bad.items())
+    lines.append(f"bad samples: {bad} (see {bad_report})" if bad else "bad samples: none")
+    made = f"{report.num_parts_made} of {report.num_parts} parts made in {report.seconds:.1f} s"
+    if report.num_parts_to_come:
+        made += f"; {report.num_parts_to_come} to come from other machines"
+    return "\n".join([*lines, made])

@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from vllm_dynin.training_ext.data.encode import EncodeOptions, Encoder, codec_di
 from vllm_dynin.training_ext.data.rows import Row, Table
 from vllm_dynin.training_ext.data.tables import data_files, open_table
 from vllm_dynin.training_ext.data.token_files import part_name, write_part
+from vllm_dynin.training_ext.data.where import Condition
 from vllm_dynin.training_ext.records import Record
 
 Progress = Callable[[int], None]
@@ -41,12 +42,14 @@ class TokenizeJob:
         task: the direction; None where every row names its own (adapter `record`).
         adapter: what the columns mean.
         columns: name the adapter knows → column of the data.
+        where: conditions on the columns, as `Condition.parse` takes them; rows that fail one are
+            left out.
         media_root: folder that media paths are relative to; by default that of the file.
         split: of a saved `DatasetDict`.
         options: sizes and limits; None takes the sizes the checkpoint serves with.
         rows_per_part: rows of a file; what is lost when a run is killed is a part per worker.
         max_bad_share: bad samples allowed, as a share.
-        device: where the codecs run.
+        device: where the codecs run; of several, joined by commas, each worker takes one.
 
     Raises:
         ValueError: a number is out of range, the adapter is unknown, or the direction is missing.
@@ -58,6 +61,7 @@ class TokenizeJob:
     task: Task | None = None
     adapter: str = "record"
     columns: Mapping[str, str] = field(default_factory=dict)
+    where: tuple[str, ...] = ()
     media_root: str | None = None
     split: str = "train"
     options: EncodeOptions | None = None
@@ -67,6 +71,8 @@ class TokenizeJob:
 
     def __post_init__(self) -> None:
         find_adapter(self.adapter)
+        for text in self.where:
+            Condition.parse(text)
         if self.task is None and self.adapter != "record":
             raise ValueError(f"adapter {self.adapter!r} needs a task: the direction of its rows")
         if self.rows_per_part < 1:
@@ -76,6 +82,11 @@ class TokenizeJob:
     def name(self) -> str:
         """Of the set, for reports."""
         return Path(self.data).name
+
+    @property
+    def devices(self) -> list[str]:
+        """Where the codecs run."""
+        return self.device.split(",")
 
     def open(self) -> Table:
         """The rows."""
@@ -96,7 +107,7 @@ class TokenizeJob:
             return None
         config = load_config(self.checkpoint)
         folders = CodecFolders.find(self.checkpoint, config)
-        return MediaCodecs(folders, torch.device(self.device), config.vocabulary)
+        return MediaCodecs(folders, torch.device(self.devices[0]), config.vocabulary)
 
     def identity(self, num_rows: int) -> dict[str, Any]:
         """All that the tokens depend on, as JSON values. Of the data: names, sizes and dates."""
@@ -111,6 +122,7 @@ class TokenizeJob:
             "task": None if self.task is None else self.task.value,
             "adapter": self.adapter,
             "columns": dict(self.columns),
+            "where": list(self.where),
             "split": self.split,
             "options": asdict(self.encode_options()),
             "codecs": codecs,
@@ -128,6 +140,7 @@ class PartWorker:
     def __init__(self, job: TokenizeJob, table: Table) -> None:
         self._job, self._table = job, table
         self._adapter = find_adapter(job.adapter, job.columns)
+        self._conditions = [Condition.parse(text) for text in job.where]
         self._encoder = Encoder(job.codecs(), job.encode_options())
 
     def make(self, number: int, progress: Progress) -> None:
@@ -137,28 +150,36 @@ class PartWorker:
         stop = min(start + job.rows_per_part, size)
         records: list[Record] = []
         bad: list[BadEntry] = []
+        num_left_out = 0
         for index in range(start, stop):
-            self._add(index, records, bad)
+            num_left_out += not self._add(index, records, bad)
             progress(1)
         path = job.out / part_name(number, math.ceil(size / job.rows_per_part))
-        metadata = {"rows": str(stop - start), "bad": json.dumps([asdict(entry) for entry in bad])}
+        metadata = {
+            "rows": str(stop - start),
+            "left_out": str(num_left_out),
+            "bad": json.dumps([asdict(entry) for entry in bad]),
+        }
         write_part(path, records, metadata)
 
-    def _add(self, index: int, records: list[Record], bad: list[BadEntry]) -> None:
-        """The records of a row, or an entry for each that is bad."""
+    def _add(self, index: int, records: list[Record], bad: list[BadEntry]) -> bool:
+        """The records of a row, or an entry for each that is bad; False where it is left out."""
         name, key = self._job.name, f"row {index}"
         try:
             row = self._table[index]
             key = row.key
+            if not all(condition.holds(row) for condition in self._conditions):
+                return False
             pairs = self._adapter(row, self._task(row))
         except BadSample as error:
             bad.append(BadEntry(name, key, error.kind.value, str(error)))
-            return
+            return True
         for raw in pairs:
             try:
                 records.append(self._encoder(raw, name))
             except BadSample as error:
                 bad.append(BadEntry(name, raw.key, error.kind.value, str(error)))
+        return True
 
     def _task(self, row: Row) -> Task:
         if self._job.task is not None:
@@ -175,15 +196,24 @@ _worker: PartWorker | None = None
 _num_done: Any = None
 
 
-def start_worker(job: TokenizeJob, workers: int, num_done: Any) -> None:
-    """Set up a process of a pool; `num_done` counts the rows of all of them."""
+def start_worker(job: TokenizeJob, workers: int, num_started: Any, num_done: Any) -> None:
+    """Set up a process of a pool; the counters are of all of them: processes, and rows done."""
     global _worker, _num_done
     parent = multiprocessing.parent_process()
     assert parent is not None
     # A parent that is killed closes no queue of this worker, which would wait for ever.
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
+    job = replace(job, device=next_device(job, num_started))
     _worker, _num_done = PartWorker(job, job.open()), num_done
+
+
+def next_device(job: TokenizeJob, num_started: Any) -> str:
+    """The device of the process that starts now, which is counted."""
+    with num_started.get_lock():
+        device = job.devices[num_started.value % len(job.devices)]
+        num_started.value += 1
+    return device
 
 
 def _end_with(parent: BaseProcess) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -18,11 +19,13 @@ from vllm_dynin.entrypoints import cli
 from vllm_dynin.training_ext.data.adapters import find_adapter
 from vllm_dynin.training_ext.data.bad import TooManyBad
 from vllm_dynin.training_ext.data.encode import Encoder
+from vllm_dynin.training_ext.data.rows import Row
 from vllm_dynin.training_ext.data.sources import SourceSpec, open_records
 from vllm_dynin.training_ext.data.tables import open_table
 from vllm_dynin.training_ext.data.token_files import TokenPart, TokenTable
 from vllm_dynin.training_ext.data.tokenize import tokenize
-from vllm_dynin.training_ext.data.tokenize_job import TokenizeJob
+from vllm_dynin.training_ext.data.tokenize_job import TokenizeJob, next_device
+from vllm_dynin.training_ext.data.where import Condition
 from vllm_dynin.training_ext.records import Record
 
 BAD_ROWS = [
@@ -232,6 +235,71 @@ def test_sizes_of_a_stage(media: Path, codecs_folder: Path, tmp_path: Path) -> N
         assert [len(frame) for frame in record.images] == [4] * num_frames
 
 
+def test_machines_share_a_folder(
+    tokens: Path, manifest: Path, codecs_folder: Path, tmp_path: Path
+) -> None:
+    """Two machines, one of them in the middle of the other: each its parts, the last the index."""
+    settings = job(manifest, tmp_path / "out", codecs_folder)
+    reports = []
+
+    def meanwhile(_: int) -> None:
+        if reports:
+            return
+        reports.append(None)
+        with pytest.raises(ValueError, match="another process is writing to"):
+            tokenize(settings)
+        with pytest.raises(ValueError, match="another process is writing to"):
+            tokenize(settings, machine=(0, 2))
+        (tmp_path / "out" / "tokens.tmp").write_text("what the first is writing")
+        reports[0] = tokenize(settings, machine=(1, 2))
+        assert (tmp_path / "out" / "tokens.tmp").exists()
+
+    last = tokenize(settings, machine=(0, 2), progress=meanwhile)
+    assert (reports[0].num_parts_made, reports[0].num_parts_to_come) == (2, 3)
+    assert (last.num_parts_made, last.num_parts_to_come) == (3, 0)
+    assert records_of(tmp_path / "out") == records_of(tokens)
+    assert len(TokenTable(tmp_path / "out", Task.TEXT_TO_IMAGE)) == 10
+
+
+def test_only_rows_that_meet_a_condition(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"task": "t2t", "text": "q", "answer": f"{i}", "score": i / 2} for i in range(20)]
+    rows[3] |= {"lang": "de"}
+    manifest = write_jsonl(tmp_path / "text.jsonl", rows)
+    out = str(tmp_path / "out")
+    arguments = ["tokenize", str(manifest), "--out", out, "--where", "score > 8"]
+    assert cli.main(arguments) == 0
+    assert [record.answer for record in records_of(tmp_path / "out")] == ["17", "18", "19"]
+    assert "left out by --where: 17 rows\nbad samples: none" in capsys.readouterr().out
+    # A row without the column is bad, not left out: the column may be misspelt.
+    arguments[3] = str(tmp_path / "two")
+    assert cli.main([*arguments, "--where", "lang==de"]) == 1
+    assert "column lang is None, which cannot be compared with 'de'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "fields", "expected"),
+    [
+        ("a>=2", {"a": 2}, True),
+        ("a > 2", {"a": 2}, False),
+        ("a != 2", {"a": 2.5}, True),
+        ("some column<=-1e3", {"some column": -1000}, True),
+        ("lang == de", {"lang": "de"}, True),
+        ("lang != de", {"lang": "de"}, False),
+    ],
+)
+def test_conditions(text: str, fields: dict[str, object], expected: bool) -> None:
+    assert Condition.parse(text).holds(Row(key="k", fields=fields)) is expected
+
+
+def test_workers_take_devices_by_turns(manifest: Path, tmp_path: Path) -> None:
+    settings = job(manifest, tmp_path, None, device="cuda:0,cuda:1")
+    num_started = multiprocessing.Value("q", 0)
+    taken = [next_device(settings, num_started) for _ in range(3)]
+    assert taken == ["cuda:0", "cuda:1", "cuda:0"]
+
+
 def test_text_needs_no_checkpoint(tmp_path: Path) -> None:
     rows = [{"prompt": f"q{index}", "answer": "a"} for index in range(25)]
     manifest = write_jsonl(tmp_path / "text.jsonl", rows)
@@ -248,6 +316,9 @@ def test_text_needs_no_checkpoint(tmp_path: Path) -> None:
         (["--rows-per-part", "0"], "rows_per_part=0"),
         (["--workers", "0"], "workers=0"),
         (["--column", "text"], "must be NAME=COLUMN"),
+        (["--where", "score"], "condition 'score' must be COLUMN"),
+        (["--machine", "2"], "--machine 2 must be I/N"),
+        (["--machine", "2/2"], "machine 2 of 2: they are numbered from 0"),
         (["--stage", "stage4", "--task", "t2t"], "stage 'stage4' is unknown"),
         (["--stage", "stage2"], "--stage needs --task"),
         (["--stage", "stage1", "--task", "t2i"], "stage1 does not train t2i; it trains v2t"),
