@@ -10,11 +10,15 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
-from helpers.training_runs import small_trainer
+from helpers.training_runs import record, small_context, small_model, small_trainer
+from vllm_dynin.canvas import Task
 from vllm_dynin.training_ext.trainer import TrainConfig, Trainer
 from vllm_dynin.training_ext.trainer.parallel import whole
+from vllm_dynin.training_ext.trainer.validation import Validator
 
 SETTINGS = {"num_steps": 3, "seed": 3, "learning_rate": 1e-3, "num_warmup_steps": 1}
 MODES = {
@@ -22,6 +26,21 @@ MODES = {
     "fsdp2": {"num_micro_batches": 2, "sharding": "fsdp2", "ema_decay": 0.9},
     "fsdp2_bf16": {"sharding": "fsdp2", "precision": "bf16", "is_activation_checkpointed": True},
 }
+
+
+def check_answers(trainer: Trainer, weights: dict[str, Tensor]) -> None:
+    """Validation with shards answers as the same weights do in one piece."""
+    task = Task.TEXT_TO_IMAGE
+    held_out = Validator(
+        {task: [record(task, 0)]}, small_context(trainer.model.config), num_generated=1, steps=2
+    )
+    assert set(held_out.likelihood(trainer)) > {"validation/nll/t2i"}
+    (found,) = held_out.generate(trainer)
+    plain = small_model()
+    dtype = torch.bfloat16 if trainer.config.precision == "bf16" else torch.float32
+    plain.load_state_dict(weights)
+    (expected,) = held_out.answers(plain.to(dtype))
+    assert found == expected, (found, expected)
 
 
 def one_run(folder: Path, mode: str) -> Trainer:
@@ -39,6 +58,8 @@ def one_run(folder: Path, mode: str) -> Trainer:
     save_file(weights, folder / f"{mode}-{trainer.parallel.rank}.safetensors")
     local = sum(p.to_local().numel() if mode != "ddp" else p.numel()
                 for p in trainer.model.parameters())  # fmt: skip
+    if mode != "ddp":
+        check_answers(trainer, weights)
     if path is not None:
         again = small_trainer(config, rows=4, seed=8)
         again.resume(path)

@@ -12,6 +12,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any, Protocol, cast
 
+from vllm_dynin.config import CONFIG_CLASSES
 from vllm_dynin.tokens import DYNIN_OMNI, NUM_CONTROL_TOKENS, Vocabulary
 
 _MASK_NUMBER = 252  # the reserved token that became the mask
@@ -72,8 +73,11 @@ def load_tokenizer(path: str, vocabulary: Vocabulary, **options: Any) -> TextTok
             "trust_remote_code=True: a tokenizer that brings its own code is not loaded; "
             "drop the option, the published tokenizer needs no code"
         )
-    from transformers import AutoTokenizer  # heavy, and the templates work without it
+    from transformers import AutoConfig, AutoTokenizer  # heavy; the templates work without them
 
+    # The tokenizer's loader reads config.json too, and warns of a `model_type` it does not know.
+    for config_class in CONFIG_CLASSES:
+        AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
     tokenizer = cast(
         TextTokenizer, AutoTokenizer.from_pretrained(path, trust_remote_code=False, **options)
     )

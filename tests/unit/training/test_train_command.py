@@ -68,7 +68,7 @@ def train(*arguments):
 
 def test_a_llada_backbone_is_trained_in_all_directions(omni, data, tmp_path, capsys):
     out = tmp_path / "run"
-    given = ("debug", "--start", omni, "--data", data, "--out", out, "--save-every", 2, STEPS)
+    given = ("debug", "--from", omni, "--data", data, "--out", out, "--save-every", 2, STEPS)
     watched = ("--validation", data, "--validation-records", 2, "--generate", 1)
     assert train(*given, *watched, "--generate-steps", 1, "--log-every", 1) == 0
     printed = capsys.readouterr().out
@@ -96,7 +96,7 @@ def test_a_llada_backbone_is_trained_in_all_directions(omni, data, tmp_path, cap
 
 def test_a_run_is_resumed_by_its_own_command(omni, data, tmp_path, capsys):
     """A run of four steps, and one that is started twice: two steps, then all four."""
-    given = ("debug", "--start", omni, "--data", data, "--save-every", 2, "--log-every", 1)
+    given = ("debug", "--from", omni, "--data", data, "--save-every", 2, "--log-every", 1)
     assert train(*given, "--out", tmp_path / "whole", STEPS) == 0
     assert train(*given, "--out", tmp_path / "cut", "--resume", STEPS) == 0  # begins
     for path in ("checkpoints/step-00000004", "final"):
@@ -116,7 +116,7 @@ def test_one_direction_alone_starts_from_the_text_model(backbone, data, tmp_path
     file = data.with_name("text.json")
     file.write_text(json.dumps(text))
     out = tmp_path / "run"
-    arguments = ("debug", "--start", backbone, "--data", file, "--out", out)
+    arguments = ("debug", "--from", backbone, "--data", file, "--out", out)
     assert train(*arguments, *only, "train.num_steps=1", "global_batch=4") == 0
     assert load_reference(out / "final").config.model_type == "llada"
 
@@ -135,10 +135,28 @@ def test_what_does_not_fit_is_said_before_anything_is_done(
     backbone, data, tmp_path, capsys, arguments, message
 ):
     out = tmp_path / "run"
-    assert train(*arguments, "--start", backbone, "--data", data, "--out", out) == 1
+    assert train(*arguments, "--from", backbone, "--data", data, "--out", out) == 1
     error = capsys.readouterr().err
     assert message in error and error.startswith("vllm-dynin train: ")
     assert not out.exists()
+
+
+def test_skipped_samples_are_counted_and_listed(omni, data, tmp_path):
+    """One row in twelve has speech that is no speech."""
+    values = json.loads(data.read_text())
+    source = data.with_name("s2t.jsonl").read_text()
+    broken = json.loads(source.splitlines()[0]) | {"speech": 3, "key": "broken"}
+    data.with_name("broken.jsonl").write_text(source + json.dumps(broken) + "\n")
+    values["tasks"]["s2t"]["sources"] = [{"path": "broken.jsonl"}]
+    file = data.with_name("broken.json")
+    file.write_text(json.dumps(values | {"max_bad_share": 0.5}))
+    out = tmp_path / "run"
+    given = ("debug", "--from", omni, "--data", file, "--out", out, "--log-every", 1)
+    assert train(*given, "train.num_steps=8") == 0
+    last = json.loads((out / "log.jsonl").read_text().splitlines()[-1])
+    (entry,) = set((out / "skipped-00000.jsonl").read_text().splitlines())
+    assert last["skipped/broken.jsonl"] >= 1
+    assert json.loads(entry)["kind"] == "fields" and "3 is not a medium" in entry
 
 
 def test_amounts_are_settings_of_the_stage(omni, data, tmp_path, capsys):
@@ -146,11 +164,11 @@ def test_amounts_are_settings_of_the_stage(omni, data, tmp_path, capsys):
     values["tasks"]["t2t"]["rows"] = 4
     file = data.with_name("amounts.json")
     file.write_text(json.dumps(values))
-    assert train("debug", "--start", omni, "--data", file, "--out", tmp_path / "run") == 1
+    assert train("debug", "--from", omni, "--data", file, "--out", tmp_path / "run") == 1
     assert "t2t of the data sets rows; how much" in capsys.readouterr().err
     del values["tasks"]["t2t"]
     file.write_text(json.dumps(values))
-    assert train("debug", "--start", omni, "--data", file, "--out", tmp_path / "run") == 1
+    assert train("debug", "--from", omni, "--data", file, "--out", tmp_path / "run") == 1
     assert "debug trains t2t, for which the data name no source" in capsys.readouterr().err
 
 

@@ -34,7 +34,9 @@ def _parser() -> argparse.ArgumentParser:
         help="settings to change, see vllm-dynin stages",
     )
     paths = parser.add_argument_group("what it works on")
-    paths.add_argument("--start", type=Path, metavar="DIR", help="checkpoint to start from")
+    paths.add_argument(
+        "--from", dest="start", type=Path, metavar="DIR", help="checkpoint to start from"
+    )
     paths.add_argument("--data", type=Path, metavar="FILE", help="JSON that names the data")
     paths.add_argument("--out", type=Path, metavar="DIR", help="folder of the run")
     paths.add_argument("--resume", action="store_true", help="go on with the run in that folder")
@@ -71,8 +73,8 @@ def main(arguments: list[str] | None = None) -> int:
         return train_tiny(given)
     parser = _parser()
     options = parser.parse_intermixed_args(given)
-    for name in ("start", "data", "out"):
-        if getattr(options, name) is None:
+    for name, value in (("from", options.start), ("data", options.data), ("out", options.out)):
+        if value is None:
             parser.error(f"--{name} is needed")
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
@@ -90,8 +92,8 @@ def _train(options: argparse.Namespace) -> None:
     from vllm_dynin.training_ext.trainer.export import Companions
     from vllm_dynin.training_ext.trainer.run import RunOptions, run
     from vllm_dynin.training_ext.trainer.stage_run import (
+        prepare_stage,
         read_data,
-        stage_trainer,
         stage_validator,
     )
 
@@ -103,7 +105,8 @@ def _train(options: argparse.Namespace) -> None:
         validate_every=options.validate_every,
     )
     data = read_data(options.data)
-    trainer = stage_trainer(stage, options.start, data)
+    prepared = prepare_stage(stage, options.start, data)
+    trainer = prepared.trainer
     validator = None
     if options.validation is not None:
         validator = stage_validator(
@@ -140,7 +143,9 @@ def _train(options: argparse.Namespace) -> None:
             settings=text,
             is_resumed=options.resume,
             on_step=show,
+            extra=prepared.skipped,
         )
+    prepared.write_skipped(options.out)
     if is_main:
         print(f"written: {final}; to serve it: vllm serve {final}")
     trainer.parallel.close()

@@ -100,6 +100,7 @@ def _paper_train(learning_rate: float, num_warmup_steps: int, num_steps: int) ->
         precision="bf16",
         sharding="fsdp2",
         is_activation_checkpointed=True,
+        is_packed=True,  # ranks draw different directions, and shards need the same passes
     )
 
 

@@ -12,7 +12,8 @@ checkpoints are removed only after that. A run that is killed at any moment leav
 checkpoint, and at most one unfinished folder that the next save removes.
 
 Tensors are gathered and written one at a time, in safetensors: no pickle, and never the whole
-model in the memory of a process that does not hold it anyway.
+model in the memory of a process that does not hold it anyway. Under DeepSpeed there is no
+`optimiser/`, and the run cannot be resumed.
 """
 
 from __future__ import annotations
@@ -146,11 +147,14 @@ def save(
         (work / "ranks").mkdir(parents=True)
     parallel.barrier()
     _save_rank(work / "ranks", parallel.rank, feed_state)
-    weights = ((name, weight) for name, weight in model.named_parameters())
-    _save_model(work / "model", model, weights, parallel, tokenizer)
+    weights = model.named_parameters()
+    gathered = ((name, parallel.full_weight(weight)) for name, weight in weights)
+    _save_model(work / "model", model, gathered, parallel, tokenizer)
     if average is not None:
-        _save_model(work / "ema", model, iter(average.items()), parallel, tokenizer)
-    _save_optimizer(work / "optimiser", model, optimizer, parallel)
+        gathered = ((name, whole(weight)) for name, weight in average.items())
+        _save_model(work / "ema", model, gathered, parallel, tokenizer)
+    if not parallel.is_deepspeed:
+        _save_optimizer(work / "optimiser", model, optimizer, parallel)
     parallel.barrier()
     if parallel.is_main:
         _finish(work, target, step, config, parallel.world_size)
@@ -164,11 +168,10 @@ def save(
 def _save_model(
     path: Path,
     model: LLaDA,
-    tensors: Iterator[tuple[str, Tensor]],
+    gathered: Iterator[tuple[str, Tensor]],
     parallel: Parallel,
     tokenizer: Any,
 ) -> None:
-    gathered = ((name, whole(tensor.detach())) for name, tensor in tensors)
     if parallel.is_main:
         checkpoint.save_checkpoint(path, model.config, gathered, tokenizer)
     else:
@@ -249,6 +252,12 @@ def load(
             damaged.
     """
     state = read_state(path)
+    if parallel.is_deepspeed:
+        raise ValueError(
+            f"{path} cannot be resumed under DeepSpeed, which keeps its optimiser in pickled files "
+            "that are not read here; use sharding=fsdp2 for runs that are resumed, or start a new "
+            f"run from {path / 'model'}"
+        )
     _check_same(state, config, parallel.world_size, path)
     weights = dict(model.named_parameters())
     load_weights(path / "model", weights)

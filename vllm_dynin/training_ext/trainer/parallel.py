@@ -180,6 +180,15 @@ class Parallel:
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), self.config.max_grad_norm)
         return float(whole(norm))
 
+    def full_weight(self, weight: Tensor) -> Tensor:
+        """A float32 weight in full; every rank must ask at the same time."""
+        if self.is_deepspeed:  # what the module holds is bfloat16, and with ZeRO-3 nothing
+            from deepspeed.utils import safe_get_full_fp32_param
+
+            found: Tensor = safe_get_full_fp32_param(weight)
+            return found
+        return whole(weight.detach())
+
     def sum_over_ranks(self, values: Tensor) -> Tensor:
         """Element-wise sum of a small CPU tensor over all processes, on the CPU."""
         if self.world_size == 1:
@@ -277,6 +286,13 @@ def checkpoint_activations(model: LLaDA) -> None:
 
 def _check_launcher(accelerator: Accelerator, config: TrainConfig) -> None:
     """Refuse what the launcher's file sets differently: `TrainConfig` is the only source."""
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started != accelerator.num_processes:
+        raise ValueError(
+            f"{started} processes were started, but accelerate sees "
+            f"{accelerator.num_processes} and each would train alone; without GPUs set "
+            "ACCELERATE_USE_CPU=true"
+        )
     taken = accelerator.gradient_accumulation_steps
     if taken != config.num_micro_batches:
         raise ValueError(

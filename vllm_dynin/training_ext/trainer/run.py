@@ -10,7 +10,7 @@ run/
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,7 @@ def run(
     settings: str = "",
     is_resumed: bool = False,
     on_step: Callable[[StepReport], None] = lambda report: None,
+    extra: Callable[[], Mapping[str, float]] = dict,
 ) -> Path:
     """Train to the end; every rank calls this.
 
@@ -78,6 +79,7 @@ def run(
         is_resumed: go on from the last whole checkpoint of the folder, or begin if there is none,
             so that a job that is started again and again has one command.
         on_step: called after every step.
+        extra: more names and numbers for each line of the log.
 
     Returns:
         The folder of the trained model.
@@ -96,7 +98,7 @@ def run(
         for report in trainer.steps():
             is_last = report.step == last
             if log is not None and (is_last or report.step % options.log_every == 0):
-                log.write(report.step, report.scalars())
+                log.write(report.step, {**report.scalars(), **extra()})
             every = options.validate_every
             if validator is not None and (is_last or (every and report.step % every == 0)):
                 _validate(trainer, validator, report.step, log)

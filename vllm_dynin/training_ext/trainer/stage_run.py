@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from vllm_dynin.training_ext.data import (
     open_mixture,
     sample_length,
 )
+from vllm_dynin.training_ext.data.bad import BadLog, write_entries
 from vllm_dynin.training_ext.records import Record, SampleContext
 from vllm_dynin.training_ext.stages import StageConfig
 from vllm_dynin.training_ext.trainer.feed import RecordFeed
@@ -44,8 +46,32 @@ _NEEDS_SPEECH = {
 }
 
 
-def stage_trainer(stage: StageConfig, start: Path, data: Mapping[str, Any]) -> Trainer:
-    """A trainer of a stage, with the weights it starts from.
+@dataclass(frozen=True)
+class StageRun:
+    """A stage that is ready to be trained.
+
+    Args:
+        trainer: with the weights it starts from.
+        bad: counts of the samples that its data leave out, and why.
+    """
+
+    trainer: Trainer
+    bad: BadLog
+
+    def skipped(self) -> dict[str, float]:
+        """Bad samples of each source that this rank has met, for the log."""
+        sources = {source for source, _ in self.bad.num_bad}
+        return {f"skipped/{source}": self.bad.bad_of(source) for source in sorted(sources)}
+
+    def write_skipped(self, folder: Path) -> None:
+        """List them with their reasons, a file for each rank that has met any."""
+        if self.bad.entries:
+            file = folder / f"skipped-{self.trainer.parallel.rank:05d}.jsonl"
+            write_entries(file, self.bad.entries)
+
+
+def prepare_stage(stage: StageConfig, start: Path, data: Mapping[str, Any]) -> StageRun:
+    """A stage with checkpoint and data.
 
     Args:
         stage: what is trained, and how.
@@ -68,12 +94,13 @@ def stage_trainer(stage: StageConfig, start: Path, data: Mapping[str, Any]) -> T
     feed = RecordFeed(mixture, context, stage.train, parallel.place)
     if parallel.is_deepspeed:  # takes the weights apart when it is set up, so they come first
         model = load_reference(start, torch.float32)
-        return Trainer(model, feed, stage.objectives, stage.train, parallel)
+        trainer = Trainer(model, feed, stage.objectives, stage.train, parallel)
+        return StageRun(trainer, mixture.bad)
     with torch.device("meta"):
         model = LLaDA(config, config.vocab_size)
     trainer = Trainer(model, feed, stage.objectives, stage.train, parallel)
     trainer.load_weights(start)
-    return trainer
+    return StageRun(trainer, mixture.bad)
 
 
 def stage_validator(

@@ -131,11 +131,15 @@ class Validator:
         """Answer a few records of each direction with the weights as they are."""
         trainer.model.eval()
         with trainer.parallel.whole_model():
-            return [
-                self._answer(trainer.model, record, sample)
-                for task, samples in self._samples.items()
-                for record, sample in self._first(task, samples)
-            ]
+            return self.answers(trainer.model)
+
+    def answers(self, model: LLaDA) -> list[Generated]:
+        """Answer them with any model of the context's configuration."""
+        return [
+            self._answer(model, record, sample)
+            for task, samples in self._samples.items()
+            for record, sample in self._first(task, samples)
+        ]
 
     def _first(self, task: Task, samples: Sequence[Sample]) -> Iterator[tuple[Record, Sample]]:
         count = self._num_generated
