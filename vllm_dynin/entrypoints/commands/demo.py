@@ -39,14 +39,9 @@ def main(arguments: list[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     prepare()  # before anything imports vLLM
-    from vllm_dynin.entrypoints.demo import html, media_part, samples, text_part
+    from vllm_dynin.entrypoints.demo import html, media_part, text_part
 
     started = time.monotonic()
-    try:
-        inputs = samples.load_samples() if options.only != "text" else None
-    except ValueError as error:
-        print(f"vllm-dynin demo: {error}", file=sys.stderr)
-        return 1
     text = media = None
     if options.only != "media":
         print("1. A trained text model answers prompts it has not seen, all at once")
@@ -56,9 +51,13 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             print(f"  skipped: there is no {text_part.CHECKPOINT.name} among the assets")
         print()
-    if inputs is not None:
+    if options.only != "text":
         print("2. Every direction on real input, through one engine, in one batch")
-        media = media_part.run(inputs, options.checkpoint)
+        try:
+            media = media_part.run(options.checkpoint)
+        except ValueError as error:
+            print(f"vllm-dynin demo: {error}", file=sys.stderr)
+            return 1
         if not media.is_trained:
             print(
                 "  The model here has random weights, so its answers mean nothing; input, codecs, "

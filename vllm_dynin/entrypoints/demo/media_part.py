@@ -13,35 +13,28 @@ import numpy as np
 from PIL import Image
 
 from vllm_dynin.api import Result, checkpoint_of, generate
+from vllm_dynin.checkpoint import load_config
 from vllm_dynin.codec_runner import CodecRunner, Sound
 from vllm_dynin.entrypoints.demo.engine import engine
-from vllm_dynin.entrypoints.demo.samples import Samples
+from vllm_dynin.entrypoints.demo.questions import (
+    Inputs,
+    Medium,
+    Question,
+    general_questions,
+    inputs_of,
+)
+from vllm_dynin.entrypoints.demo.samples import load_samples
+from vllm_dynin.entrypoints.demo.tiny_questions import tiny_questions
 from vllm_dynin.entrypoints.stand_in import write_stand_in
 from vllm_dynin.processors.codecs.image_io import resize_and_crop
 from vllm_dynin.processors.codecs.speech import collapse
 from vllm_dynin.processors.codecs.video import load_frames
 from vllm_dynin.processors.media import AUDIO_RATE, codec_patch
-from vllm_dynin.requests import (
-    EditImage,
-    ImageToText,
-    Inpaint,
-    MixedAnswer,
-    Request,
-    SpeechToSpeech,
-    SpeechToText,
-    TextToImage,
-    TextToSpeech,
-    TextToText,
-    VideoToSpeech,
-    VideoToText,
-)
-from vllm_dynin.sampling.params import DenoiseParams
 
 CHECKPOINT = Path(__file__).parents[2] / "assets" / "dynin-tiny"
-"""A trained checkpoint with media, once there is one; a stand-in takes its place until then."""
+"""The trained checkpoint with media that ships with the package; a stand-in where it is missing."""
 
 MAX_ROWS = 2_048
-_SEED = 7
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,13 +64,17 @@ class Shown:
         inputs: its media.
         result: the answer.
         frames: the answer's image as it filled in, where that was kept.
+        expected: the right answer in words, where there is one.
+        is_right: whether the answer is right; None where nobody can say.
     """
 
     title: str
     asked: str
-    inputs: list[Image.Image | Sound | list[Image.Image]]
+    inputs: list[Medium]
     result: Result
     frames: list[Image.Image] | None = None
+    expected: str = ""
+    is_right: bool | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,9 +97,15 @@ class MediaResults:
     seconds: float
     speech_source: str
 
+    @property
+    def judged(self) -> list[bool]:
+        """Right or wrong, for the answers about which that can be said."""
+        return [shown.is_right for shown in self.shown if shown.is_right is not None]
+
     def lines(self) -> list[str]:
         """The results as text for a terminal."""
         found = [_line(shown) for shown in self.shown]
+        right = f", {sum(self.judged)} of {len(self.judged)} right" if self.judged else ""
         trips = [f"  {trip.name}: {trip.figure}" for trip in self.round_trips]
         return [
             f"  {'direction':18} {'steps':>5} {'forwards':>8} {'tokens':>6} {'tokens/forward':>14} "
@@ -110,54 +113,54 @@ class MediaResults:
             *found,
             "",
             f"  {len(self.shown)} requests in one batch, answered and decoded in "
-            f"{self.seconds:.1f} s",
+            f"{self.seconds:.1f} s{right}",
             "",
             "  What is left of the inputs after their codecs:",
             *trips,
         ]
 
 
-def run(samples: Samples, checkpoint: Path | None = None) -> MediaResults:
+def run(checkpoint: Path | None = None) -> MediaResults:
     """Ask for every direction at once.
 
     Args:
-        samples: the inputs.
-        checkpoint: folder of a trained one; None takes `CHECKPOINT` where it exists, else a
+        checkpoint: folder of a trained one, which is asked general questions; None takes
+            `CHECKPOINT` where it exists, which is asked about its world and judged, else a
             stand-in of random weights, written to a temporary folder.
+
+    Raises:
+        ValueError: the packages with pictures are not installed.
     """
-    requests = _requests(samples)
+    questions, inputs = _questions(checkpoint)
     with _checkpoint(checkpoint) as (folder, is_trained):
-        sizes = {"max_model_len": MAX_ROWS, "max_num_batched_tokens": 4 * MAX_ROWS}
-        options = {**sizes, "max_num_seqs": len(requests), "block_size": 32}
+        rows = min(MAX_ROWS, load_config(folder).max_sequence_length)
+        sizes = {"max_model_len": rows, "max_num_batched_tokens": 4 * rows}
+        options = {**sizes, "max_num_seqs": len(questions), "block_size": 32}
         with engine(folder, **options) as (llm, start_seconds):
             started = time.monotonic()
-            results = generate(llm, [request for _, _, request in requests])
+            results = generate(llm, [question.request for question in questions])
             seconds = time.monotonic() - started
             known = checkpoint_of(llm)
             config = known.media_config
             sides = (config.image_resolution, config.video_resolution)
-            round_trips = list(_round_trips(samples, known.codecs, *sides))
+            round_trips = list(_round_trips(inputs, known.codecs, *sides))
             assert known.folders.image is not None
             patch = codec_patch(known.folders.image)
-    inputs = _inputs(samples)
-    shown = [
-        Shown(
-            title=title,
-            asked=asked,
-            inputs=inputs.get(type(result.request), []),
-            result=result,
-            frames=_frames(result, patch),
-        )
-        for (title, asked, _), result in zip(requests, results, strict=True)
-    ]
     return MediaResults(
         is_trained=is_trained,
-        shown=shown,
+        shown=[_shown(*pair, patch) for pair in zip(questions, results, strict=True)],
         round_trips=round_trips,
         start_seconds=start_seconds,
         seconds=seconds,
-        speech_source=samples.speech_source,
+        speech_source=inputs.speech_source,
     )
+
+
+def _questions(checkpoint: Path | None) -> tuple[list[Question], Inputs]:
+    if checkpoint is None and CHECKPOINT.is_dir():
+        return tiny_questions()
+    samples = load_samples()
+    return general_questions(samples), inputs_of(samples)
 
 
 @contextmanager
@@ -172,67 +175,16 @@ def _checkpoint(given: Path | None) -> Iterator[tuple[Path, bool]]:
             yield write_stand_in(Path(folder) / "stand-in"), False
 
 
-def _requests(samples: Samples) -> list[tuple[str, str, Request]]:
-    """Title, text and request: the seven directions, and mixtures of them."""
-    photo, speech = samples.photo, (samples.speech.waveform, samples.speech.sample_rate)
-    mask = _middle(photo)
-    image = DenoiseParams(steps=16)
-    few = DenoiseParams(steps=16, text_tokens=24)
-    voice = DenoiseParams(style="gender-female")
-    ask = "Reverse these words: cat tree moon"
-    see, watch = "What is in the picture?", "What happens in the clip?"
-    draw, say = "a photo of the digit 7", "Masked diffusion speaks."
-    edit, paint, both = "Make it look like a drawing", "a portrait", "Change it, and say how"
-    seed = _SEED
-    return [
-        ("text → text", ask, TextToText(ask, max_tokens=32)),
-        ("image → text", see, ImageToText(samples.digit, see, max_tokens=32)),
-        ("video → text", watch, VideoToText(samples.clip, watch, max_tokens=32)),
-        ("speech → text", "(transcribe)", SpeechToText(speech, max_tokens=32)),
-        (
-            "text → image",
-            draw,
-            TextToImage(draw, options=image, seed=seed, trajectory=True),
-        ),
-        ("image → image", edit, EditImage(photo, edit, options=image, seed=seed)),
-        (
-            "text → speech",
-            say,
-            TextToSpeech(say, options=voice, max_tokens=64, seed=seed),
-        ),
-        (
-            "inpainting",
-            f"{paint} (the middle is painted anew)",
-            Inpaint(photo, mask, paint, options=image, seed=seed, trajectory=True),
-        ),
-        ("mixed answer", both, MixedAnswer(photo, both, options=few, seed=seed)),
-        ("speech → speech", "(answer)", SpeechToSpeech(speech, max_tokens=64, seed=seed)),
-        ("video → speech", watch, VideoToSpeech(samples.clip, watch, max_tokens=64, seed=seed)),
-    ]
-
-
-def _inputs(samples: Samples) -> dict[type[Request], list[Image.Image | Sound | list[Image.Image]]]:
-    clip: list[Image.Image] = [Image.fromarray(frame).resize((192, 192)) for frame in samples.clip]
-    masked = samples.photo.copy()
-    masked.paste((255, 255, 255), mask=_middle(samples.photo))
-    return {
-        ImageToText: [samples.digit],
-        VideoToText: [clip],
-        SpeechToText: [samples.speech],
-        EditImage: [samples.photo],
-        Inpaint: [masked],
-        MixedAnswer: [samples.photo],
-        SpeechToSpeech: [samples.speech],
-        VideoToSpeech: [clip],
-    }
-
-
-def _middle(image: Image.Image) -> Image.Image:
-    """A mask over the middle quarter of an image."""
-    mask = Image.new("L", image.size, 0)
-    width, height = image.size
-    mask.paste(255, (width // 4, height // 4, 3 * width // 4, 3 * height // 4))
-    return mask
+def _shown(question: Question, result: Result, patch: int) -> Shown:
+    return Shown(
+        title=question.title,
+        asked=question.asked,
+        inputs=list(question.inputs),
+        result=result,
+        frames=_frames(result, patch),
+        expected=question.expected,
+        is_right=None if question.is_right is None else question.is_right(result),
+    )
 
 
 def _frames(result: Result, patch: int) -> list[Image.Image] | None:
@@ -244,24 +196,29 @@ def _frames(result: Result, patch: int) -> list[Image.Image] | None:
 def _line(shown: Shown) -> str:
     result = shown.result
     report = result.report
+    sign = {True: "✓", False: "✗", None: " "}[shown.is_right]
     if report is None:
-        return f"  {shown.title:18} no report"
+        return f"{sign} {shown.title:18} no report"
+    answer = f"  {(result.text or '').strip()}" if shown.is_right is not None else ""
+    if shown.is_right is False:
+        answer += f"  expected: {shown.expected}"
     return (
-        f"  {shown.title:18} {report.steps:5} {report.forwards:8} {len(result.token_ids):6} "
+        f"{sign} {shown.title:18} {report.steps:5} {report.forwards:8} {len(result.token_ids):6} "
         f"{result.tokens_per_forward or 0:14.2f} {report.queue_seconds + report.run_seconds:7.2f}"
+        f"{answer}"
     )
 
 
 def _round_trips(
-    samples: Samples, codecs: CodecRunner, image_side: int, video_side: int
+    inputs: Inputs, codecs: CodecRunner, image_side: int, video_side: int
 ) -> Iterator[RoundTrip]:
-    for name, image in (("photograph", samples.photo), ("digit", samples.digit)):
+    for name, image in inputs.images.items():
         before = resize_and_crop(image, image_side, image_side)
         codes = codecs.encode_image(before)
         after = codecs.decode_image(codes, image_side, image_side).result()
         figure = f"{len(codes)} codes for {image_side}×{image_side} pixels, {_psnr(before, after)}"
         yield RoundTrip(name, before, after, figure)
-    frames = load_frames(samples.clip, 5, video_side)
+    frames = load_frames(inputs.clip, 5, video_side)
     decoded = [
         codecs.decode_image(codecs.encode_image(frame), video_side, video_side).result()
         for frame in frames
@@ -269,16 +226,16 @@ def _round_trips(
     before, after = _side_by_side(frames), _side_by_side(decoded)
     figure = f"{len(frames)} frames of {video_side}×{video_side} pixels, {_psnr(before, after)}"
     yield RoundTrip("clip", before, after, figure)
-    waveform = samples.speech.waveform
-    assert samples.speech.sample_rate == AUDIO_RATE
+    waveform = inputs.speech.waveform
+    assert inputs.speech.sample_rate == AUDIO_RATE
     raw = codecs.encode_speech(waveform)
     units = collapse(raw)
     spoken = codecs.decode_speech(units, seed=0).result()
     figure = (
         f"{len(units)} units ({len(raw)} before repeats are dropped) for "
-        f"{samples.speech.seconds:.1f} s; spoken again: {spoken.seconds:.1f} s"
+        f"{inputs.speech.seconds:.1f} s; spoken again: {spoken.seconds:.1f} s"
     )
-    yield RoundTrip("speech", samples.speech, spoken, figure)
+    yield RoundTrip("speech", inputs.speech, spoken, figure)
 
 
 def _side_by_side(frames: list[Image.Image]) -> Image.Image:

@@ -122,8 +122,8 @@ class DyninTiny:
     max_filler: int = 8
     long_filler: int = 40
     dropout: float = 0.1
-    num_pictures: int = 6
-    num_clips: int = 4
+    num_pictures: int = 12
+    num_clips: int = 6
     backbone_weight: float = 0.6
 
 

@@ -26,7 +26,7 @@ Codes = tuple[int, ...]
 
 
 def training_records(
-    codec: ImageCodec, *, num_pictures: int = 6, num_clips: int = 4, seed: int = 0
+    codec: ImageCodec, *, num_pictures: int = 12, num_clips: int = 6, seed: int = 0
 ) -> dict[Task, list[Record]]:
     """All training records.
 
