@@ -181,8 +181,9 @@ def edit(row: Row, task: Task) -> list[RawRecord]:
 def speech(row: Row, task: Task) -> list[RawRecord]:
     """A recording and its transcript, for either speech direction.
 
-    `begin_time` and `end_time` (or `start` and `end`), in seconds, cut the recording. Punctuation
-    tags of GigaSpeech become characters; a segment of noise or music is a bad sample.
+    `start` and `end`, in seconds, cut the recording. Punctuation tags of GigaSpeech become
+    characters; a segment of noise or music is a bad sample. GigaSpeech's `begin_time` and
+    `end_time` are not looked at: as `datasets` has it, its recordings are cut already.
     """
     return [_speech_pair(row, task, _punctuated(_text(row, _TRANSCRIPT)))]
 
@@ -262,18 +263,14 @@ def _speech_pair(row: Row, task: Task, text: str) -> RawRecord:
 
 
 def _span(row: Row) -> tuple[float, float] | None:
-    for first, last in (("start", "end"), ("begin_time", "end_time")):
-        start, end = row.fields.get(first), row.fields.get(last)
-        if start is None and end is None:
-            continue
-        if not isinstance(start, int | float) or not isinstance(end, int | float):
-            raise BadSample(
-                BadKind.FIELDS, f"{first}={start!r} and {last}={end!r}: both in seconds"
-            )
-        if not 0 <= start < end:
-            raise BadSample(BadKind.FIELDS, f"{first}={start} and {last}={end}: 0 ≤ start < end")
-        return float(start), float(end)
-    return None
+    start, end = row.fields.get("start"), row.fields.get("end")
+    if start is None and end is None:
+        return None
+    if not isinstance(start, int | float) or not isinstance(end, int | float):
+        raise BadSample(BadKind.FIELDS, f"start={start!r} and end={end!r}: give both in seconds")
+    if not 0 <= start < end:
+        raise BadSample(BadKind.FIELDS, f"start={start} and end={end}: 0 ≤ start < end")
+    return float(start), float(end)
 
 
 def _conversation_media(row: Row, task: Task) -> dict[str, Any]:

@@ -162,7 +162,10 @@ def test_gigaspeech() -> None:
     }
     made = one("speech", S2T, fields)
     assert made.answer == "HELLO, WHO IS THERE?"
-    assert made.span == (159.0, 161.5)
+    # `datasets` has segments; whole podcasts, as they are first published, are cut on request.
+    assert made.span is None
+    (cut,) = adapt("speech", S2T, fields, {"start": "begin_time", "end": "end_time"})
+    assert cut.span == (159.0, 161.5)
     with pytest.raises(BadSample) as error:
         adapt("speech", S2T, {**fields, "text": "<MUSIC>"})
     assert error.value.kind is BadKind.NO_SPEECH
@@ -222,7 +225,7 @@ def test_other_columns() -> None:
         ("record", T2T, {"text": "a", "answer": "b", "thinking": 1}, "thinking=1"),
         ("record", T2T, {"text": 3}, "text is int, not text"),
         ("record", S2T, {"speech": "a", "start": 3, "end": 1}, "0 ≤ start < end"),
-        ("record", S2T, {"speech": "a", "start": 3}, "both in seconds"),
+        ("record", S2T, {"speech": "a", "start": 3}, "give both in seconds"),
         ("record", V2T, {"video": {"path": 3}}, "3 is not a medium"),
         ("conversations", T2T, {"conversations": []}, "the turns are none"),
         ("conversations", T2T, {"conversations": turns("a")}, "the turns are user; user and"),
