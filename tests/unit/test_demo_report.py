@@ -77,6 +77,19 @@ def test_media_part(tmp_path) -> None:
     assert not re.findall(r'(?:src|href)="(?!data:)', html)  # one file, nothing is fetched
 
 
+def test_judged_answers_are_counted(tmp_path) -> None:
+    judged = [
+        Shown(**{**vars(shown("text")), "expected": "seven", "is_right": is_right})
+        for is_right in (True, False, None)
+    ]
+    media = MediaResults(**{**vars(MEDIA), "is_trained": True, "shown": judged})
+    assert media.judged == [True, False]
+    assert "1 of 2 right" in "\n".join(media.lines())
+    html = page(tmp_path, None, media)
+    assert "<b>1 of 2</b> answers are right" in html and "expected: seven" in html
+    assert html.count('class="right"') == html.count('class="wrong"') == 1
+
+
 def test_trained_checkpoint_needs_no_warning(tmp_path) -> None:
     trained = MediaResults(**{**vars(MEDIA), "is_trained": True})
     assert "mean nothing" not in page(tmp_path, TEXT, trained)

@@ -158,7 +158,7 @@ def run(checkpoint: Path | None = None) -> MediaResults:
 
 def _questions(checkpoint: Path | None) -> tuple[list[Question], Inputs]:
     if checkpoint is None and CHECKPOINT.is_dir():
-        return tiny_questions()
+        return tiny_questions(load_config(CHECKPOINT).vocabulary)
     samples = load_samples()
     return general_questions(samples), inputs_of(samples)
 
