@@ -1,19 +1,19 @@
-"""Environment variables of our own; vLLM's are vLLM's. Read when they are asked for."""
+"""Environment variables of our own. Not `VLLM_…`: vLLM warns of those it does not know."""
 
 from __future__ import annotations
 
 import os
 
-UI = "VLLM_DYNIN_UI"
+UI = "DYNIN_UI"
 """1: serve the page at `/`. `vllm-dynin serve --ui` sets it."""
 
-MAX_BODY_MB = "VLLM_DYNIN_MAX_BODY_MB"
+MAX_BODY_MB = "DYNIN_MAX_BODY_MB"
 """Longest request body, in MiB; default 128."""
 
-MAX_TOTAL_BODY_MB = "VLLM_DYNIN_MAX_TOTAL_BODY_MB"
+MAX_TOTAL_BODY_MB = "DYNIN_MAX_TOTAL_BODY_MB"
 """All bodies of unanswered requests together, in MiB; default 1,024."""
 
-BODY_SECONDS = "VLLM_DYNIN_BODY_SECONDS"
+BODY_SECONDS = "DYNIN_BODY_SECONDS"
 """A request body may take this long, however slowly it comes; default 20."""
 
 

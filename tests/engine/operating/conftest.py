@@ -59,9 +59,9 @@ def operated(collector: Collector, tmp_path_factory: pytest.TempPathFactory) -> 
     variables = {
         "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf",
         "OTEL_BSP_SCHEDULE_DELAY": "200",  # ms
-        "VLLM_DYNIN_BODY_SECONDS": "4",
-        "VLLM_DYNIN_MAX_BODY_MB": "16",
-        "VLLM_DYNIN_MAX_TOTAL_BODY_MB": "64",
+        "DYNIN_BODY_SECONDS": "4",
+        "DYNIN_MAX_BODY_MB": "16",
+        "DYNIN_MAX_TOTAL_BODY_MB": "64",
     }
     log: Path = tmp_path_factory.mktemp("operated_log") / "log.txt"
     with serve(folder, log, *flags, program=DYNIN_SERVE, **variables) as server:

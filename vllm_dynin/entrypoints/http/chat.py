@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -124,6 +124,12 @@ def _wanted(body: ChatBody, service: MediaService) -> Wanted | None:
         ValueError: what is said contradicts itself, or there is no such direction.
     """
     modalities = frozenset(body.modalities or ())
+    for message in body.messages:
+        if not isinstance(message, Mapping):  # vLLM reads odd ones as Harmony's, for its own models
+            raise ValueError(
+                "a message is not of the form this model takes; write role (a string) and content "
+                "(a string, or a list of parts)"
+            )
     text = _text_of_last(body.messages)
     task, rest = triggered(text)
     information = Information()
