@@ -18,7 +18,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -143,25 +143,21 @@ def best_op(device: str, dtype: torch.dtype) -> VarlenOp:
 def attend_by_runs(q_SHE: Tensor, k_SKE: Tensor, v_SKE: Tensor, lengths: Sequence[int]) -> Tensor:
     """One call for each run of neighbouring rows of one length; runs anywhere."""
     is_grouped = q_SHE.shape[1] != k_SKE.shape[1]
+    runs = _runs(lengths)
+    # One split has one concatenation as its gradient; slices would have a whole tensor each.
+    cut = [x.split([count * length for count, length in runs]) for x in (q_SHE, k_SKE, v_SKE)]
     parts = []
-    for start, count, length in _runs(lengths):
-        rows = slice(start, start + count * length)
-        q, k, v = (
-            x[rows].unflatten(0, (count, length)).transpose(1, 2) for x in (q_SHE, k_SKE, v_SKE)
-        )
+    for (count, length), *rows in zip(runs, *cut, strict=True):
+        q, k, v = (x.unflatten(0, (count, length)).transpose(1, 2) for x in rows)
         attended = F.scaled_dot_product_attention(q, k, v, enable_gqa=is_grouped)
         parts.append(attended.transpose(1, 2).flatten(0, 1))
     return torch.cat(parts)
 
 
-def _runs(lengths: Sequence[int]) -> Iterator[tuple[int, int, int]]:
-    """(first position, rows, length) of each run of rows of one length; empty rows have none."""
-    start = 0
-    for length, group in itertools.groupby(lengths):
-        count = sum(1 for _ in group)
-        if length:
-            yield start, count, length
-        start += count * length
+def _runs(lengths: Sequence[int]) -> list[tuple[int, int]]:
+    """(rows, length) of each run of rows of one length; rows of no length are left out."""
+    groups = itertools.groupby(length for length in lengths if length)
+    return [(sum(1 for _ in group), length) for length, group in groups]
 
 
 def _varlen(q_SHE: Tensor, k_SKE: Tensor, v_SKE: Tensor, lengths: Sequence[int]) -> Tensor:
