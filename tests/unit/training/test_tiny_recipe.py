@@ -12,6 +12,7 @@ from vllm_dynin.processors.codecs.image import ImageCodec
 from vllm_dynin.processors.codecs.speech import SpeechCodec
 from vllm_dynin.processors.text_tokenizer import load_tokenizer
 from vllm_dynin.training_ext.__main__ import main
+from vllm_dynin.training_ext.tiny.decoding import LONGEST_ANSWER, MAX_TOKENS
 from vllm_dynin.training_ext.tiny.recipe import dynin_tiny, run, tiny_objectives
 
 
@@ -83,6 +84,8 @@ def test_the_checkpoint_is_whole_and_repeats(made):
     assert ImageCodec.from_pretrained(root / "a" / "image_codec").num_codes == 16
     speech = SpeechCodec.from_pretrained(root / "a" / "speech_codec")
     assert speech.num_units == config.speech_codebook_size == 81
+    room = json.loads((root / "a" / "generation_config.json").read_text())["max_new_tokens"]
+    assert room == LONGEST_ANSWER >= max(MAX_TOKENS.values())
     tensors, again = dict(iter_tensors(root / "a")), dict(iter_tensors(root / "b"))
     assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
     assert all(torch.equal(again[name], tensor) for name, tensor in tensors.items())

@@ -17,6 +17,9 @@ MAX_TOKENS: dict[Task, int] = {
 }
 """Tokens of an answer: well above four words, and above the 38 units of four spoken digits."""
 
+LONGEST_ANSWER = 64
+"""What a server gives a request that does not say, and the most it gives."""
+
 DECODING: dict[Task, DenoiseParams] = {
     # Guidance towards what was said so far is for models that lose the text; this one does not.
     Task.TEXT_TO_SPEECH: DenoiseParams(block_length=8, cfg_scale=0.0),

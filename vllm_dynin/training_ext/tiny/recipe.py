@@ -12,6 +12,7 @@ Each is a checkpoint of the family, so every step goes through the tools that wo
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 import time
@@ -39,6 +40,7 @@ from vllm_dynin.training_ext.initialise import initialise
 from vllm_dynin.training_ext.merge import STAGE1_CONTROLS, MergeOptions, merge
 from vllm_dynin.training_ext.records import Record, SampleContext, SamplePolicy
 from vllm_dynin.training_ext.tiny import digits, words
+from vllm_dynin.training_ext.tiny.decoding import LONGEST_ANSWER
 from vllm_dynin.training_ext.tiny.records import CODED_FRAMES, training_records, up_to
 from vllm_dynin.training_ext.tokenizer import train_tokenizer
 from vllm_dynin.training_ext.trainer import (
@@ -68,12 +70,17 @@ class Phase:
         train: the optimisation.
         eos: which EOS carry a label.
         max_digits: of an utterance.
+        rows: of directions that have another number than the recipe's.
+        is_speech_dropped: drop the text of T2S at times, too. Guidance of speech hides what was
+            said so far and not the text, so a model this small is better off without at the end.
     """
 
     tasks: tuple[Task, ...]
     train: TrainConfig
     eos: EosPolicy = "all"
     max_digits: int = 3
+    rows: Mapping[Task, int] = field(default_factory=dict)
+    is_speech_dropped: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +168,14 @@ def dynin_tiny(*, seed: int = 0, length: float = 1.0, stage1_eos: EosPolicy = "n
             "s0": phase(400, BACKBONE_TASKS, 2e-3),
             "s1": phase(250, STAGE1_TASKS, 1e-3, eos=stage1_eos),
             "s2": phase(900, TASKS, 2e-3),
-            "s3": phase(300, TASKS, 5e-4, max_digits=4),
+            "s3": phase(
+                400,
+                TASKS,
+                1e-3,
+                max_digits=4,
+                rows={Task.SPEECH_TO_TEXT: 16, Task.TEXT_TO_SPEECH: 40},
+                is_speech_dropped=False,
+            ),
         },
     )
 
@@ -176,8 +190,9 @@ def tiny_objectives() -> dict[Task, DirectionObjective]:
     }
 
 
-def policies(recipe: DyninTiny, eos: EosPolicy, max_filler: int) -> dict[Task, SamplePolicy]:
-    """How records of each direction are laid out."""
+def policies(recipe: DyninTiny, phase: Phase, max_filler: int) -> dict[Task, SamplePolicy]:
+    """How records of each direction are laid out in a phase."""
+    eos = phase.eos
     found = {task: SamplePolicy(eos=eos, max_filler=max_filler) for task in TASKS}
     questions = {
         Task.IMAGE_TO_TEXT: words.IMAGE_QUESTIONS,
@@ -185,7 +200,10 @@ def policies(recipe: DyninTiny, eos: EosPolicy, max_filler: int) -> dict[Task, S
     }
     for task, phrases in questions.items():
         found[task] = replace(found[task], instructions=phrases)
-    for task in (Task.TEXT_TO_IMAGE, Task.TEXT_TO_SPEECH):
+    dropped = [Task.TEXT_TO_IMAGE]
+    if phase.is_speech_dropped:
+        dropped.append(Task.TEXT_TO_SPEECH)
+    for task in dropped:
         found[task] = replace(found[task], dropout=recipe.dropout)
     halved = recipe.dropout / 2
     found[Task.IMAGE_TO_IMAGE] = SamplePolicy(eos=eos, dropout=halved, identity=halved)
@@ -336,7 +354,7 @@ class _Run:
         feed = TinyFeed(
             MemoryMixture(
                 records=self._records_of(phase),
-                rows={task: recipe.rows[task] for task in phase.tasks},
+                rows={task: phase.rows.get(task, recipe.rows[task]) for task in phase.tasks},
                 seed=recipe.seed,
             ),
             (
@@ -364,7 +382,7 @@ class _Run:
         return SampleContext(
             config=config,
             tokenizer=CachedTokenizer(self._tokenizer),
-            policies=policies(self._recipe, phase.eos, max_filler),
+            policies=policies(self._recipe, phase, max_filler),
         )
 
 
@@ -396,3 +414,7 @@ def write(out: Path, trained: Path) -> None:
     checkpoint.save_checkpoint(out, model.config, tensors, tokenizer)
     image_codec().save_pretrained(out / IMAGE_CODEC)
     shutil.copytree(TOY_SPEECH_DIRECTORY, out / SPEECH_CODEC)
+    # An answer region of hundreds of tokens is longer than any it was trained on, and answers in
+    # it are wrong. vLLM takes this as the default and the limit of a request's length.
+    room = json.dumps({"max_new_tokens": LONGEST_ANSWER})
+    (out / "generation_config.json").write_text(room + "\n", encoding="utf-8")
