@@ -103,7 +103,7 @@ def main(arguments: list[str] | None = None) -> int:
                 print(table.summary(evaluation), end="\n\n", flush=True)
         if given.page is not None:
             command = shlex.join(["vllm-dynin", "eval", *(arguments or sys.argv[1:])])
-            points = [Point(series=Path(one.checkpoint).name, evaluation=one) for one in found]
+            points = [Point(series=one.checkpoint, evaluation=one) for one in found]
             page.write(Sweep(kind="quality", command=command, points=points), given.page)
     except (ValueError, RuntimeError) as error:
         print(f"vllm-dynin eval: {error}", file=sys.stderr)

@@ -84,6 +84,7 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     """What was measured on one checkpoint."""
 
     checkpoint: str
+    """Name of its folder."""
     seeds: list[int]
     vllm: str
     """Version of the engine."""

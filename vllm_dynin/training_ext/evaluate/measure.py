@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tqdm.auto import tqdm
@@ -123,7 +124,7 @@ def _evaluation(
     model = llm.llm_engine.vllm_config.model_config
     results = [result for asked in rounds for _, own in asked.values() for result in own]
     return Evaluation(
-        checkpoint=str(model.model),
+        checkpoint=Path(model.model).name,
         seeds=list(seeds),
         vllm=vllm.__version__,
         dtype=str(model.dtype).removeprefix("torch."),

@@ -28,6 +28,7 @@ def rows(evaluation: Evaluation) -> list[tuple[str, ...]]:
     for direction in evaluation.directions:
         for number, figure in enumerate(direction.figures):
             first = number == 0
+            can_end = direction.task not in (Task.TEXT_TO_IMAGE, Task.IMAGE_TO_IMAGE)
             found.append(
                 (
                     f"{NAMES[direction.task]} ({direction.num_questions})" if first else "",
@@ -36,7 +37,7 @@ def rows(evaluation: Evaluation) -> list[tuple[str, ...]]:
                     bar(figure),
                     compared(figure.baseline),
                     compared(figure.ceiling),
-                    f"{direction.ended:.2f}" if first else "",
+                    f"{direction.ended:.2f}" if first and can_end else "",
                     f"{direction.steps:.1f}" if first else "",
                     f"{direction.tokens_per_forward:.2f}" if first else "",
                 )
