@@ -16,6 +16,12 @@ MAX_TOTAL_BODY_MB = "DYNIN_MAX_TOTAL_BODY_MB"
 BODY_SECONDS = "DYNIN_BODY_SECONDS"
 """A request body may take this long, however slowly it comes; default 20."""
 
+IMAGE_STORE = "VLLM_DYNIN_IMAGE_STORE"
+"""Folder for images that answers link to (`response_format: url`); without it there are none."""
+
+IMAGE_STORE_SECONDS = "VLLM_DYNIN_IMAGE_STORE_SECONDS"
+"""How long an image is kept there; default 3,600."""
+
 
 def wants_page() -> bool:
     """Whether the page is served.

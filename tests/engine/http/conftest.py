@@ -11,6 +11,7 @@ from helpers.engines import start_llm
 from helpers.server import DYNIN_SERVE, Server, serve
 from vllm import LLM
 
+from vllm_dynin import envs
 from vllm_dynin.entrypoints.stand_in import write_stand_in
 
 ROWS = 2_048
@@ -27,8 +28,11 @@ def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def routes(stand_in: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """`vllm-dynin serve` on it."""
     log = tmp_path_factory.mktemp("routes") / "log.txt"
+    store = {envs.IMAGE_STORE: str(tmp_path_factory.mktemp("store"))}
     sizes = ("--max-model-len", str(ROWS), "--num-gpu-blocks-override", str(BLOCKS))
-    with serve(stand_in, log, *sizes, "--max-num-seqs", "16", program=DYNIN_SERVE) as server:
+    with serve(
+        stand_in, log, *sizes, "--max-num-seqs", "16", program=DYNIN_SERVE, **store
+    ) as server:
         yield server
 
 

@@ -1,5 +1,7 @@
 """`/v1/images/…` over a real socket: the images are those of `vllm_dynin.generate`."""
 
+import io
+
 import numpy as np
 import openai
 import pytest
@@ -56,6 +58,26 @@ def test_output_formats(api, image_format):
         assert image_of(answer.data[0].b64_json).format == image_format.upper()
         sizes.append(len(answer.data[0].b64_json))
     assert sizes[0] < sizes[1]
+
+
+def test_links(routes, api, local):
+    answer = api.images.generate(
+        model="tiny",
+        prompt=PROMPT,
+        n=2,
+        response_format="url",
+        output_format="webp",
+        extra_body={"seed": 3, "num_inference_steps": 2},
+    )
+    urls = [data.url for data in answer.data]
+    assert len(set(urls)) == 2 and all(url.startswith(f"{routes.url}/v1/images/") for url in urls)
+    with routes.client() as http:
+        found = http.get(urls[0])
+        assert found.headers["content-type"] == "image/webp"
+        assert Image.open(io.BytesIO(found.content)).size == (64, 64)
+        name = urls[0].rsplit("/", 1)[1]
+        for other in (name.replace("webp", "png"), "0" * 32 + ".png", "..%2F..%2Fetc%2Fpasswd"):
+            assert http.get(urls[0].replace(name, other)).status_code == 404
 
 
 def test_a_negative_prompt_guides_away(api, local):
@@ -173,7 +195,7 @@ BAD_GENERATIONS = {
     "size no size": ({"size": "big"}, 400, ("big", "WIDTHxHEIGHT")),
     "size too large": ({"size": "4096x4096"}, 400, ("slots", "ask for less")),
     "n": ({"n": 11}, 400, ("11", "10")),
-    "url": ({"response_format": "url"}, 400, ("url", "b64_json")),
+    "streamed url": ({"response_format": "url", "stream": True}, 400, ("url", "b64_json")),
     "quality": ({"quality": "ultra"}, 400, ("ultra", "high")),
     "style": ({"style": "vivid"}, 400, ("style", "leave it out")),
     "background": ({"background": "transparent"}, 400, ("transparent", "opaque")),
@@ -217,6 +239,7 @@ def test_bad_generations(api, body, status, words):
 
 def test_bad_edits(api):
     image, small = file_of(photograph()), Image.new("L", (20, 20), 255)
+    white = Image.new("L", photograph().size, 255)
     cases = [
         ({"image": b"not an image"}, "image"),
         ({"image": b""}, "empty"),
@@ -224,6 +247,7 @@ def test_bad_edits(api):
         ({"image": image, "mask": file_of(Image.new("L", photograph().size))}, "marks nothing"),
         ({"image": image, "extra_body": {"vllm_xargs": "{"}}, "JSON"),
         ({"image": [file_of(small)] * 17}, "17 images"),
+        ({"image": image, "mask": file_of(white), "size": "8192x8192"}, "codes"),
         ({"image": image, "extra_body": {"negative_prompt": "x"}}, "generations"),
     ]
     for body, word in cases:

@@ -15,8 +15,8 @@ from vllm_dynin.tokens import Vocabulary
 ImageFormat = Literal["png", "jpeg", "webp"]
 
 
-def encoded(image: Image.Image, image_format: ImageFormat, compression: int | None = None) -> str:
-    """An image as a file in base64.
+def file_of(image: Image.Image, image_format: ImageFormat, compression: int | None = None) -> bytes:
+    """An image as a file.
 
     Args:
         image: RGB.
@@ -26,7 +26,12 @@ def encoded(image: Image.Image, image_format: ImageFormat, compression: int | No
     target = io.BytesIO()
     options = {} if compression is None else {"quality": compression}
     image.save(target, image_format.upper(), **options)
-    return base64.b64encode(target.getvalue()).decode("ascii")
+    return target.getvalue()
+
+
+def encoded(image: Image.Image, image_format: ImageFormat, compression: int | None = None) -> str:
+    """An image as a file in base64; arguments as in `file_of`."""
+    return base64.b64encode(file_of(image, image_format, compression)).decode("ascii")
 
 
 def usage(answers: Sequence[Answer], vocabulary: Vocabulary) -> dict[str, Any]:

@@ -13,11 +13,14 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from openai.types import ImagesResponse
 from PIL import Image
 from pydantic import Field, Json
+from vllm.exceptions import VLLMNotFoundError
 
+from vllm_dynin import envs
 from vllm_dynin.canvas import Task
 from vllm_dynin.entrypoints.http import image_files, partials
 from vllm_dynin.entrypoints.http.events import first_of, sse
 from vllm_dynin.entrypoints.http.image_files import ImageFormat
+from vllm_dynin.entrypoints.http.image_store import MEDIA_TYPES, ImageStore
 from vllm_dynin.entrypoints.http.options import (
     Body,
     Scale,
@@ -43,6 +46,7 @@ MAX_SOURCES = 16
 """Source images of one edit, as in OpenAI's API."""
 
 ANSWERS = described(ImagesResponse, ("text/event-stream",))
+FILES = described(media_types=tuple(MEDIA_TYPES.values()))
 
 
 class ImageBody(Body):
@@ -73,9 +77,9 @@ class ImageBody(Body):
         Raises:
             ValueError: they cannot be honoured.
         """
-        if self.response_format == "url":
+        if self.response_format == "url" and self.stream:
             raise ValueError(
-                "response_format='url': this server keeps no images to link to; use b64_json"
+                "response_format='url' with stream=true: events carry b64_json; use it"
             )
         if self.output_compression is not None and self.output_format == "png":
             raise ValueError(
@@ -149,6 +153,17 @@ async def create_images(request: GenerationBody, raw_request: HTTPRequest) -> Re
     return await _respond(request, wanted, raw_request, "image_generation")
 
 
+@router.get("/v1/images/files/{name}", response_class=Response, responses=FILES)
+async def read_stored_image(name: str, raw_request: HTTPRequest) -> Response:
+    """An image that an answer has linked to."""
+    service = service_of(raw_request)
+    store: ImageStore | None = getattr(raw_request.app.state, "dynin_images", None)
+    data = None if store is None else await service.in_thread(store.get, name)
+    if data is None:
+        raise VLLMNotFoundError(f"there is no image {name[:60]!r} (any more)")
+    return Response(data, media_type=MEDIA_TYPES[name.rpartition(".")[2]])
+
+
 @router.post("/v1/images/edits", responses=ANSWERS)
 @cancellable
 async def edit_images(
@@ -165,6 +180,10 @@ async def edit_images(
     sources = [await read_image(upload, service) for upload in uploads]
     mask = None if request.mask is None else await read_mask(request.mask, service)
     wanted = [_edit(request, index, sources, mask) for index in range(request.n)]
+    if mask is not None:  # known codes are encoded before the engine sees the request
+        is_new = isinstance(wanted[0], Inpaint)
+        task = Task.TEXT_TO_IMAGE if is_new else Task.IMAGE_TO_IMAGE
+        service.check_image(wanted[0].options, task)
     return await _respond(request, wanted, raw_request, "image_edit")
 
 
@@ -200,9 +219,14 @@ async def _respond(
 ) -> Response:
     service = service_of(http)
     service.model_name(body.model)
+    store = _store_for(body, http)
     if not body.stream:
         answers = await service.answers(wanted, http, "img")
-        return JSONResponse(await service.in_thread(_payload, body, answers, service))
+        payload = await service.in_thread(_payload, body, answers, service, store)
+        for item in payload["data"]:
+            if "url" in item:
+                item["url"] = str(http.url_for("read_stored_image", name=item["url"]))
+        return JSONResponse(payload)
     (request,) = wanted
     sent = await service.prepare(request, http, "img")
     events = partials.image_events(service, sent, num_partials=body.partial_images or 0)
@@ -210,18 +234,44 @@ async def _respond(
     return StreamingResponse(await first_of(sse(shown)), media_type="text/event-stream")
 
 
-def _payload(body: ImageBody, answers: Sequence[Answer], service: MediaService) -> dict[str, Any]:
+def _store_for(body: ImageBody, http: HTTPRequest) -> ImageStore | None:
+    """Where the images of an answer are kept; None where they are in the answer.
+
+    Raises:
+        ValueError: a link is asked for, but there is no store.
+    """
+    if body.response_format == "b64_json":
+        return None
+    store: ImageStore | None = getattr(http.app.state, "dynin_images", None)
+    if store is None:
+        raise ValueError(
+            "response_format='url': this server keeps no images to link to; use b64_json, or have "
+            f"the operator name a folder in {envs.IMAGE_STORE}"
+        )
+    return store
+
+
+def _data(body: ImageBody, image: Image.Image, store: ImageStore | None) -> dict[str, str]:
+    """An image of an answer; for a link, the name it is kept under."""
+    form = (image, body.output_format, body.output_compression)
+    if store is None:
+        return {"b64_json": image_files.encoded(*form)}
+    return {"url": store.put(image_files.file_of(*form), body.output_format)}
+
+
+def _payload(
+    body: ImageBody,
+    answers: Sequence[Answer],
+    service: MediaService,
+    store: ImageStore | None,
+) -> dict[str, Any]:
     images = [answer.result.image for answer in answers]
     first = images[0]
     assert first is not None
     payload: dict[str, Any] = {
         "created": int(time.time()),
         "background": "opaque",
-        "data": [
-            {"b64_json": image_files.encoded(image, body.output_format, body.output_compression)}
-            for image in images
-            if image is not None
-        ],
+        "data": [_data(body, image, store) for image in images if image is not None],
         "output_format": body.output_format,
         "size": f"{first.width}x{first.height}",
         "usage": image_files.usage(answers, service.checkpoint.config.vocabulary),

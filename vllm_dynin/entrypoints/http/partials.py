@@ -101,10 +101,12 @@ def _filled(codes_RC: np.ndarray, is_decided_RC: np.ndarray) -> np.ndarray:
     if not is_decided_RC.any():
         return np.zeros_like(codes_RC)
     rows, columns = np.nonzero(is_decided_RC)
-    r, c = np.indices(codes_RC.shape)
-    distance = (r[..., None] - rows) ** 2 + (c[..., None] - columns) ** 2
-    nearest = distance.argmin(axis=-1)
-    return codes_RC[rows, columns][nearest]
+    known, filled_RC = codes_RC[rows, columns], codes_RC.copy()
+    across = (np.arange(codes_RC.shape[1])[:, None] - columns) ** 2
+    for row, is_decided_C in enumerate(is_decided_RC):  # row by row, to bound the memory
+        nearest_C = (across + (row - rows) ** 2).argmin(axis=1)
+        filled_RC[row] = np.where(is_decided_C, codes_RC[row], known[nearest_C])
+    return filled_RC
 
 
 def _config(service: MediaService) -> MMadaConfig:

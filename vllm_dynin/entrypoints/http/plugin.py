@@ -14,6 +14,7 @@ from fastapi import FastAPI
 from starlette.datastructures import State
 
 from vllm_dynin.entrypoints.http import chat, images, operating, speech, transcriptions
+from vllm_dynin.entrypoints.http.image_store import ImageStore
 from vllm_dynin.entrypoints.http.service import MediaService
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class DyninEndpoints:
     ) -> None:
         """Make the service behind the routes, if the served checkpoint is of this family."""
         state.dynin = None
+        state.dynin_images = ImageStore.of_environment()
         if engine_client is None:
             return
         try:

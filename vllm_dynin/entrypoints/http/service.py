@@ -33,6 +33,7 @@ from vllm_dynin.api import (
     sampling_params,
     vllm_prompt,
 )
+from vllm_dynin.canvas import Task
 from vllm_dynin.entrypoints.metrics import time_decoding
 from vllm_dynin.outputs import (
     ImagePiece,
@@ -42,7 +43,9 @@ from vllm_dynin.outputs import (
     decode_piece,
     output_pieces,
 )
+from vllm_dynin.planning import image_size
 from vllm_dynin.requests import Checkpoint, Request
+from vllm_dynin.sampling.params import DenoiseParams
 from vllm_dynin.trajectory import Trajectory
 
 NUM_THREADS = 4
@@ -125,6 +128,22 @@ class MediaService:
                 f"the model {asked!r} does not exist; use one of {', '.join(names)}"
             )
         return asked or names[0]
+
+    def check_image(self, options: DenoiseParams, task: Task) -> None:
+        """Refuse an image that no request can hold, before work is put into it.
+
+        Raises:
+            ValueError: it has too many codes.
+        """
+        config = self.checkpoint.media_config
+        height, width = image_size(options, task, config)
+        count = (height // config.image_patch) * (width // config.image_patch)
+        most = self.vllm_config.model_config.max_model_len
+        if count > most:
+            raise ValueError(
+                f"an image of {width}×{height} pixels has {count} codes, more than the {most} rows "
+                "a request may have; ask for a smaller one"
+            )
 
     async def in_thread(self, work: Callable[..., T], *arguments: Any) -> T:
         """Run something that takes its time."""
