@@ -229,6 +229,15 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_the_weights_change():
     assert torch.equal(trainer.model.head_weight, before)
 
 
+def test_a_gradient_that_is_not_a_number_stops_the_run_before_the_weights_change():
+    trainer = small_trainer(config())
+    trainer.model.head_weight.register_hook(lambda gradient: gradient * float("nan"))
+    before = trainer.model.head_weight.detach().clone()
+    with pytest.raises(FloatingPointError, match=r"step 1 has loss \d.* gradient norm nan"):
+        run(trainer)
+    assert torch.equal(trainer.model.head_weight, before)
+
+
 def test_too_few_rows_for_the_micro_batches():
     trainer = small_trainer(config(num_micro_batches=15), rows=2)
     with pytest.raises(ValueError, match=r"14 rows for 15 micro-batches; draw more rows"):

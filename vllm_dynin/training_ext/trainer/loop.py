@@ -124,7 +124,7 @@ class Trainer:
         report = tally.report(
             self.parallel, step=self.step + 1, grad_norm=norm, learning_rate=learning_rate
         )
-        _check_finite(report)
+        _check_finite(report, is_norm_known=not self.parallel.is_deepspeed)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.average is not None:
@@ -221,9 +221,9 @@ def _check_float32(model: nn.Module) -> None:
             )
 
 
-def _check_finite(report: StepReport) -> None:
-    # DeepSpeed may tell no norm; it skips steps with bad gradients itself.
-    if math.isfinite(report.loss) and not math.isinf(report.grad_norm):
+def _check_finite(report: StepReport, *, is_norm_known: bool) -> None:
+    # DeepSpeed may tell no norm, and has made its step already.
+    if math.isfinite(report.loss) and (math.isfinite(report.grad_norm) or not is_norm_known):
         return
     worst = [str(task) for task, part in report.tasks.items() if not math.isfinite(part.loss)]
     raise FloatingPointError(
