@@ -205,6 +205,7 @@ def test_the_moving_average_is_the_average():
     [
         ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "num_micro_batches=1, but accelerate took"),
         ("ACCELERATE_USE_FSDP", "true", "sharding is set by sharding=fsdp2"),
+        ("WORLD_SIZE", "2", "2 processes were started, but accelerate sees 1 and each would"),
     ],
 )
 def test_a_launcher_that_says_otherwise_is_refused(monkeypatch, variable, value, message):
