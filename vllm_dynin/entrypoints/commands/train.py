@@ -21,7 +21,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="vllm-dynin train",
         description=__doc__,
         epilog="Several processes: accelerate launch --config_file FILE -m "
-        "vllm_dynin.entrypoints.cli train … (docs/training.md). Tiny models: vllm-dynin train "
+        "vllm_dynin.entrypoints.cli train … (docs/trainer.md). Tiny models: vllm-dynin train "
         f"{{{','.join(TINY)}}} --help",
     )
     parser.add_argument(
