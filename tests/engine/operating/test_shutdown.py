@@ -28,7 +28,7 @@ def process_of(server) -> psutil.Process:
 
 def slow_request(server, num_steps, *, stream=False):
     body = {"prompt": "a cat", "num_inference_steps": num_steps, "stream": stream}
-    return httpx.post(f"{server.url}/v1/images/generations", json=body, timeout=120)
+    return httpx.post(f"{server.url}/v1/images/generations", json=body, timeout=200)
 
 
 def wait_until_running(server, number):
@@ -39,7 +39,7 @@ def wait_until_running(server, number):
             time.sleep(0.02)
 
 
-@pytest.mark.parametrize(("seconds", "num_steps"), [("60", 200), ("0", 8_000)])
+@pytest.mark.parametrize(("seconds", "num_steps"), [("110", 40), ("0", 8_000)])
 def test_sigterm(tmp_path, seconds, num_steps):
     """In time: requests that run are finished. Out of time: they are told so, and do not hang."""
     folder = write_stand_in(tmp_path / "dynin")
@@ -53,11 +53,11 @@ def test_sigterm(tmp_path, seconds, num_steps):
         streamed = clients.submit(slow_request, server, num_steps, stream=True)
         wait_until_running(server, 2)
         os.kill(process.pid, signal.SIGTERM)
-        if seconds == "60":
+        if seconds != "0":
             refusals = [late(server, "/health"), late(server, "/v1/models")]
         whole, streamed = whole.result(), streamed.result()
-        process.wait(60)
-    if seconds == "60":
+        process.wait(120)
+    if seconds != "0":
         assert whole.status_code == 200, whole.text
         assert len(whole.json()["data"]) == 1
         assert "image_generation.completed" in streamed.text

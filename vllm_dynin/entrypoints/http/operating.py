@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from http import HTTPStatus
 from typing import Any
 
@@ -28,6 +29,7 @@ RETRY_SECONDS = 5
 """What a client that comes during the end is told to wait for."""
 
 _MIB = 2**20
+_POLL_SECONDS = 0.05
 _SERVED_TO_THE_END = ("/metrics",)
 
 
@@ -67,13 +69,18 @@ class ClosingGate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, or not."""
-        is_closing = scope["type"] == "http" and getattr(
-            scope["app"].state, "dynin_is_closing", False
-        )
-        if is_closing and scope["path"] not in _SERVED_TO_THE_END:
-            await _closing_answer()(scope, receive, send)
-        else:
+        if scope["type"] != "http" or scope["path"] in _SERVED_TO_THE_END:
             await self._app(scope, receive, send)
+            return
+        state = scope["app"].state
+        if getattr(state, "dynin_is_closing", False):
+            await _closing_answer()(scope, receive, send)
+            return
+        state.dynin_num_open = getattr(state, "dynin_num_open", 0) + 1
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            state.dynin_num_open -= 1
 
 
 def _closing_answer() -> JSONResponse:
@@ -90,16 +97,22 @@ def _closing_answer() -> JSONResponse:
 def _announce_shutdown(engine: Any, state: State) -> None:
     """Note when the engine is shut down, and tell the requests that are left over then.
 
-    VLLM's server calls `engine.shutdown` on SIGTERM and tells nobody. It goes on to accept
-    requests, which the engine drops; and requests that its drain has not finished wait for ever
-    (0.32: without --shutdown-timeout that is all of them). Remove when vLLM does both.
+    VLLM's server calls `engine.shutdown` on SIGTERM, in a thread, and tells nobody. It goes on to
+    accept requests, which the engine drops; and requests that its drain has not finished wait for
+    ever (0.32: without --shutdown-timeout that is all of them). So the engine is left alone until
+    every open request has its answer, decoded and sent, or the time is over. Remove when vLLM's
+    server does this.
     """
     shutdown, loop = engine.shutdown, asyncio.get_running_loop()
 
     def announced(timeout: float | None = None) -> None:
         state.dynin_is_closing = True
-        shutdown(timeout=timeout)
-        loop.call_soon_threadsafe(fail_left_over)
+        end = time.monotonic() + (timeout or 0)
+        while getattr(state, "dynin_num_open", 0) and time.monotonic() < end:
+            time.sleep(_POLL_SECONDS)
+        shutdown(timeout=None if timeout is None else max(0.0, end - time.monotonic()))
+        if not loop.is_closed():  # it is when the process cleans up after itself
+            loop.call_soon_threadsafe(fail_left_over)
 
     def fail_left_over() -> None:
         left = engine.output_processor.get_num_unfinished_requests()
