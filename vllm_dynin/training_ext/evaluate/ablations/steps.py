@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from vllm import LLM
 
 TOKENS_PER_STEP = (1, 2, 4, 8, 16)
-SERIES = "steps"
+SERIES = "tokens per step"
 
 
 def num_tokens(task: Task, config: LLaDAConfig) -> int:
