@@ -34,8 +34,14 @@ and sorts. It is there so that serving, training and merging can be tried and me
 - Text: prompts and answers drawn from the phrases in `vllm_dynin/training_ext/tiny/words.py`, which
   are our own. One set of digits in ten is held out.
 - Licence: that of this repository; the digits ask for the credit above.
-- Stored in bfloat16. How it is best asked is in `vllm_dynin/training_ext/tiny/decoding.py`;
-  `vllm-dynin eval` measures it.
+- Stored in bfloat16. How it is best asked is in `vllm_dynin/training_ext/tiny/decoding.py`.
+
+## Quality
+
+`vllm-dynin eval DIR --page DIR/README.md` measures it through the vLLM engine and fills this in.
+
+<!-- quality: written by vllm-dynin -->
+<!-- end of quality -->
 """
 
 
