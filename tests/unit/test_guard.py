@@ -54,6 +54,7 @@ def serving(limits):
     app.add_middleware(BodyGuard, limits=limits)
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
+    listener.listen()  # clients wait from here on; uvicorn comes to it in its own time
     server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()
