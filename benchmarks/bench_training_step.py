@@ -19,12 +19,12 @@ import torch
 from vllm_dynin.canvas import Task
 from vllm_dynin.config import DyninOmniConfig
 from vllm_dynin.processors.text_tokenizer import TextTokenizer
+from vllm_dynin.processors.train_tokenizer import train_tokenizer
 from vllm_dynin.reference.backbone import LLaDA
 from vllm_dynin.tokens import NUM_CONTROL_TOKENS
 from vllm_dynin.training_ext.directions import objectives
 from vllm_dynin.training_ext.initialise import initialise
 from vllm_dynin.training_ext.records import Record, SampleContext, sample_policies
-from vllm_dynin.training_ext.tokenizer import train_tokenizer
 from vllm_dynin.training_ext.trainer import MemoryMixture, RecordFeed, TrainConfig, Trainer
 
 WORDS = ("red", "blue", "cube", "cat", "seven", "left", "turn", "say", "describe", "the", "picture")

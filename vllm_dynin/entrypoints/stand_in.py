@@ -10,51 +10,30 @@ import shutil
 from pathlib import Path
 
 import torch
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from vllm_dynin import checkpoint
 from vllm_dynin.config import DyninOmniConfig
-from vllm_dynin.processors.chat import CHAT_TEMPLATE
 from vllm_dynin.processors.codecs.image import ImageCodec
 from vllm_dynin.processors.codecs.speech import TOY_SPEECH_DIRECTORY, SpeechCodec
 from vllm_dynin.processors.media import IMAGE_CODEC, SPEECH_CODEC
-from vllm_dynin.processors.text_tokenizer import control_strings
+from vllm_dynin.processors.train_tokenizer import NUM_BYTES, train_tokenizer
 from vllm_dynin.tokens import NUM_CONTROL_TOKENS
 
 TINY_IMAGE_DIRECTORY = Path(__file__).parents[1] / "assets" / "tiny-magvit"
 """A small image codec that was trained on photographs."""
 
-_NUM_BYTES = 256
-
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
     """A tokenizer whose pieces are the 256 bytes, with the family's control tokens behind them."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=_NUM_BYTES, initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator([], trainer)
-    tokenizer.add_special_tokens(
-        [AddedToken(string, special=True, normalized=False) for string in control_strings()]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token="<|startoftext|>",
-        eos_token="<|endoftext|>",
-        pad_token="<|endoftext|>",
-        chat_template=CHAT_TEMPLATE,
-    )
+    return train_tokenizer([], NUM_BYTES)
 
 
 def stand_in_config() -> DyninOmniConfig:
     """Sizes that let every direction run in seconds on one core."""
     codec = ImageCodec.from_pretrained(TINY_IMAGE_DIRECTORY)
     return DyninOmniConfig(
-        text_vocab_size=_NUM_BYTES + NUM_CONTROL_TOKENS,
+        text_vocab_size=NUM_BYTES + NUM_CONTROL_TOKENS,
         image_codebook_size=codec.num_codes,
         codebook_size=codec.num_codes,
         speech_codebook_size=SpeechCodec.from_pretrained().num_units,

@@ -1,11 +1,10 @@
 """The page in a real browser: everything it offers, done once. Skipped where there is no Chromium.
 
-With DYNIN_SCREENSHOTS=FOLDER the pictures of docs/images/ are taken anew.
+The pictures of docs/images/ are taken by packaging/screenshots.py.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,11 +58,6 @@ def is_fault(line: playwright.ConsoleMessage) -> bool:
     return line.type == "error" and "Failed to load resource" not in line.text
 
 
-def keep(page, name: str) -> None:
-    if folder := os.environ.get("DYNIN_SCREENSHOTS"):
-        page.screenshot(path=Path(folder) / f"page-{name}.png")
-
-
 @pytest.fixture(scope="module")
 def picture(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("page") / "house.png"
@@ -88,7 +82,6 @@ def test_ask_about_a_picture(page, picture):
     page.get_by_label("Message").fill("Are you sure?")
     page.get_by_role("button", name="Send").click()
     page.locator("#chat-log li.assistant").nth(1).locator(".report").wait_for()
-    keep(page, "chat")
 
 
 def test_ask_about_a_recording(page):
@@ -135,7 +128,6 @@ def test_an_image_fills_in(page):
     ]
     assert grey == sorted(grey, reverse=True)
     assert grey[0] > 0.3 and grey[-1] < 0.05
-    keep(page, "image")
 
 
 SHARE_OF_GREY = """async (image) => {
@@ -185,7 +177,6 @@ def test_edit_with_a_drawn_mask(page, picture):
     # Transparent where it was drawn, in the size of the picture (128 pixels, shown as 384).
     (drawn, beside), size = page.evaluate(MASK_ALPHA, [[60, 87], [10, 10]])
     assert (drawn, beside, size) == (0, 255, 128)
-    keep(page, "edit")
 
 
 def test_speak(page):
@@ -202,7 +193,6 @@ def test_speak(page):
     else:
         assert "speech" in page.get_by_role("alert").text_content()
     assert page.locator("#voices option").count() > 10
-    keep(page, "speak")
 
 
 def test_transcribe_a_recording(page):
@@ -211,7 +201,6 @@ def test_transcribe_a_recording(page):
     page.locator("#listen-report").get_by_text(" s").wait_for()
     assert page.locator("#listen-audio").is_visible()
     assert page.locator("#error").is_hidden()
-    keep(page, "transcribe")
 
 
 def test_an_error_says_what_to_do(page):

@@ -12,6 +12,7 @@ from transformers import AutoTokenizer
 import vllm_dynin
 from vllm_dynin.checkpoint import load_config
 from vllm_dynin.processors.text_tokenizer import check_tokenizer, control_strings
+from vllm_dynin.processors.train_tokenizer import train_tokenizer
 from vllm_dynin.reference.backbone import load_reference
 from vllm_dynin.sampling.params import DenoiseParams
 from vllm_dynin.training_ext.tiny_text.evaluate import evaluate
@@ -26,7 +27,6 @@ from vllm_dynin.training_ext.tiny_text.tasks import (
     tokenizer_texts,
     training_example,
 )
-from vllm_dynin.training_ext.tokenizer import train_tokenizer
 
 SHIPPED = Path(vllm_dynin.__file__).parent / "assets" / "tiny-text"
 

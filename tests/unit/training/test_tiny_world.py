@@ -9,10 +9,10 @@ import torch
 from vllm_dynin.canvas import Task
 from vllm_dynin.processors.codecs.lfq import signs_from_codes
 from vllm_dynin.processors.codecs.speech import SpeechCodec
+from vllm_dynin.processors.train_tokenizer import train_tokenizer
 from vllm_dynin.training_ext.tiny import digits, words
 from vllm_dynin.training_ext.tiny.records import CODED_FRAMES, clip_codes, encode, up_to
 from vllm_dynin.training_ext.tiny.utterances import sequences, utterances
-from vllm_dynin.training_ext.tokenizer import train_tokenizer
 
 
 def test_operations():

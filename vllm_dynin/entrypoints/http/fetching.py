@@ -39,8 +39,14 @@ class _FileBytes(MediaIO[bytes]):
         return from_base64(data)
 
     def load_file(self, filepath: Path) -> bytes:
-        """Never: `fetch` lets no file URL through."""
-        raise NotImplementedError
+        """Refuse: no file of the server is read, should a file URL ever come this far.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(
+            f"{str(filepath)!r} is a file of the server; give an http, https or data URL"
+        )
 
 
 def from_base64(data: str) -> bytes:
@@ -85,7 +91,7 @@ async def fetch(url: Any, config: ModelConfig) -> bytes:
         )
     except (ValueError, VLLMClientError):
         raise
-    except NotImplementedError as error:  # a data URL that is not base64
+    except NotImplementedError as error:  # vLLM's own, for a data URL that is not base64
         raise ValueError(str(error)) from error
     except Exception as error:
         raise VLLMUnprocessableEntityError(

@@ -5,7 +5,6 @@ from vllm_dynin.training_ext.data.bad import BadKind, BadLog, BadSample, TooMany
 from vllm_dynin.training_ext.data.config import (
     MixtureConfig,
     TaskMix,
-    mixture_of,
     open_mixture,
 )
 from vllm_dynin.training_ext.data.encode import EncodeOptions, Encoder
@@ -29,7 +28,6 @@ __all__ = [
     "TaskMix",
     "TokenTable",
     "TooManyBad",
-    "mixture_of",
     "open_mixture",
     "open_table",
     "sample_length",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -12,12 +12,10 @@ from vllm_dynin.training_ext.data.encode import Encoder
 from vllm_dynin.training_ext.data.mixture import Mixture, Schedule, approximate_length
 from vllm_dynin.training_ext.data.sources import (
     Measure,
-    ReadyRecords,
     ShuffledSource,
     SourceSpec,
     open_records,
 )
-from vllm_dynin.training_ext.records import Record
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,36 +138,3 @@ def open_mixture(
         world_size=world_size,
         rows_per_step=config.rows_per_step,
     )
-
-
-def mixture_of(
-    records: Mapping[Task, Sequence[Record]],
-    rows: Mapping[Task, int],
-    *,
-    seed: int = 0,
-    rank: int = 0,
-    world_size: int = 1,
-) -> Mixture:
-    """A mixture of records made in memory.
-
-    Args:
-        records: of each direction; anything with a length and an index, so a lazy sequence too.
-        rows: of each direction a step and rank.
-        seed: of the order.
-        rank: of this process.
-        world_size: processes that train together.
-    """
-    log = BadLog(0.0)
-    sources = {
-        task: [
-            (
-                ShuffledSource(
-                    ReadyRecords(held, task.value, task), task, seed, log, approximate_length
-                ),
-                1.0,
-            )
-        ]
-        for task, held in records.items()
-    }
-    schedules = {task: Schedule(rows=number) for task, number in rows.items()}
-    return Mixture(sources, schedules, seed=seed, log=log, rank=rank, world_size=world_size)

@@ -33,6 +33,7 @@ from vllm_dynin.processors.codecs.patch_threshold import PatchThresholdConfig
 from vllm_dynin.processors.codecs.speech import TOY_SPEECH_DIRECTORY, SpeechCodec
 from vllm_dynin.processors.media import IMAGE_CODEC, SPEECH_CODEC
 from vllm_dynin.processors.templates import DIRECTIONS, EosPolicy
+from vllm_dynin.processors.train_tokenizer import train_tokenizer
 from vllm_dynin.reference.backbone import LLaDA, load_reference
 from vllm_dynin.tokens import Modality
 from vllm_dynin.training_ext.directions import DirectionObjective, objectives
@@ -42,7 +43,6 @@ from vllm_dynin.training_ext.records import Record, SampleContext, SamplePolicy
 from vllm_dynin.training_ext.tiny import digits, words
 from vllm_dynin.training_ext.tiny.decoding import LONGEST_ANSWER
 from vllm_dynin.training_ext.tiny.records import CODED_FRAMES, training_records, up_to
-from vllm_dynin.training_ext.tokenizer import train_tokenizer
 from vllm_dynin.training_ext.trainer import (
     MemoryMixture,
     MicroBatch,

@@ -16,6 +16,7 @@ from vllm_dynin.canvas import Task
 from vllm_dynin.config import LLaDAConfig
 from vllm_dynin.processors.chat import render_chat
 from vllm_dynin.processors.templates import Sample, build_sample
+from vllm_dynin.processors.train_tokenizer import train_tokenizer
 from vllm_dynin.reference.backbone import LLaDA
 from vllm_dynin.training_ext import directions
 from vllm_dynin.training_ext.collate import Batch, collate
@@ -28,7 +29,6 @@ from vllm_dynin.training_ext.tiny_text.tasks import (
     tokenizer_texts,
     training_example,
 )
-from vllm_dynin.training_ext.tokenizer import train_tokenizer
 from vllm_dynin.training_ext.trainer import FunctionFeed, StepReport, TrainConfig, train
 
 

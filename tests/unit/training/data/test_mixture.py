@@ -11,7 +11,6 @@ import pytest
 
 from vllm_dynin.canvas import Task
 from vllm_dynin.training_ext.data.bad import BadKind, BadLog, BadSample, TooManyBad
-from vllm_dynin.training_ext.data.config import mixture_of
 from vllm_dynin.training_ext.data.mixture import Mixture, Schedule, approximate_length
 from vllm_dynin.training_ext.data.sources import ReadyRecords, ShuffledSource
 from vllm_dynin.training_ext.records import Record
@@ -69,6 +68,23 @@ def mixture(
         world_size=world_size,
         rows_per_step=rows_per_step,
     )
+
+
+def one_source_each(records: dict[Task, list[Record]]) -> Mixture:
+    """One record of each direction a step."""
+    log = BadLog(0.0)
+    sources = {
+        task: [
+            (
+                ShuffledSource(
+                    ReadyRecords(held, task.value, task), task, 0, log, approximate_length
+                ),
+                1.0,
+            )
+        ]
+        for task, held in records.items()
+    }
+    return Mixture(sources, {task: Schedule(rows=1) for task in records}, seed=0, log=log)
 
 
 def keys(step: dict[Task, list[Record]]) -> dict[str, list[str]]:
@@ -146,7 +162,7 @@ def test_pools_refuse_another_rank() -> None:
 
 
 def test_every_record_comes_once_an_epoch() -> None:
-    source = mixture_of({T2I: images(11)}, {T2I: 1})
+    source = one_source_each({T2I: images(11)})
     drawn = [keys(source.next_step())["t2i"][0] for _ in range(33)]
     for epoch in range(3):
         assert sorted(drawn[11 * epoch : 11 * epoch + 11]) == sorted(
@@ -215,11 +231,11 @@ def test_a_pool_gives_every_record_it_drew() -> None:
 
 def test_speech_and_transcript_serve_both_directions() -> None:
     heard = Record(task=S2T, answer="two", units=(4, 2), key="u")
-    step = mixture_of({S2T: [heard], T2S: [heard]}, {S2T: 1, T2S: 1}).next_step()
+    step = one_source_each({S2T: [heard], T2S: [heard]}).next_step()
     assert (step[S2T][0].answer, step[S2T][0].text) == ("two", "")
     assert (step[T2S][0].answer, step[T2S][0].text, step[T2S][0].units) == (None, "two", (4, 2))
     with pytest.raises(ValueError, match="is for s2t, its source for t2i"):
-        mixture_of({T2I: [heard]}, {T2I: 1}).next_step()
+        one_source_each({T2I: [heard]}).next_step()
 
 
 class SomeBad:
