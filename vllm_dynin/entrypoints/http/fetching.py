@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
+import asyncio
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,10 @@ from vllm.exceptions import VLLMClientError, VLLMUnprocessableEntityError
 from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY
 from vllm.multimodal.media.base import MediaIO
 
+from vllm_dynin.processors.codecs.base64_text import from_base64, is_data_url
 from vllm_dynin.processors.codecs.limits import DEFAULT_LIMITS
 
-_SCHEMES = ("http:", "https:", "data:")
+_SCHEMES = ("http:", "https:")
 _FETCH_SECONDS = 30
 
 
@@ -49,16 +50,21 @@ class _FileBytes(MediaIO[bytes]):
         )
 
 
-def from_base64(data: str) -> bytes:
-    """The bytes of base64.
+async def input_audio(part: Mapping[str, Any]) -> bytes:
+    """The recording of an `input_audio` object.
+
+    Args:
+        part: `data` is base64 or a data URL; `format` is not needed, the file says what it is.
 
     Raises:
-        ValueError: it is none.
+        ValueError: there is no text in it, or no base64.
     """
-    try:
-        return base64.b64decode(data, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise ValueError(f"{data[:24]!r}… is not base64: {error}") from None
+    data = part.get("data")
+    if not isinstance(data, str):
+        raise ValueError(
+            f"input_audio.data is {type(data).__name__}, not text; send the file's bytes in base64"
+        )
+    return await asyncio.to_thread(from_base64, data)
 
 
 async def fetch(url: Any, config: ModelConfig) -> bytes:
@@ -75,6 +81,8 @@ async def fetch(url: Any, config: ModelConfig) -> bytes:
         ValueError: another kind of URL, or one the rules forbid.
         VLLMUnprocessableEntityError: it cannot be had.
     """
+    if isinstance(url, str) and is_data_url(url):
+        return await asyncio.to_thread(from_base64, url)
     if not isinstance(url, str) or not url.lower().startswith(_SCHEMES):
         raise ValueError(
             f"{str(url)[:60]!r} cannot be fetched; give an http, https or data URL (base64)"
@@ -91,8 +99,6 @@ async def fetch(url: Any, config: ModelConfig) -> bytes:
         )
     except (ValueError, VLLMClientError):
         raise
-    except NotImplementedError as error:  # vLLM's own, for a data URL that is not base64
-        raise ValueError(str(error)) from error
     except Exception as error:
         raise VLLMUnprocessableEntityError(
             f"{url[:60]!r} cannot be fetched: {type(error).__name__}"

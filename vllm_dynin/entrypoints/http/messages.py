@@ -9,7 +9,7 @@ from typing import Any
 from vllm.config import ModelConfig
 
 from vllm_dynin.canvas import Task
-from vllm_dynin.entrypoints.http.fetching import fetch, from_base64
+from vllm_dynin.entrypoints.http.fetching import fetch, input_audio
 from vllm_dynin.requests import (
     EditImage,
     MixedAnswer,
@@ -195,6 +195,6 @@ def _check_media(turn: Turn, task: Task) -> None:
 async def _fetched(source: Any, config: ModelConfig) -> bytes:
     if isinstance(source, Mapping):
         if "data" in source:  # input_audio
-            return from_base64(str(source["data"]))
+            return await input_audio(source)
         source = source.get("url")
     return await fetch(source, config)
