@@ -47,7 +47,7 @@ REFUSED = {
     "padding": ("====", "empty"),
     "one character": ("QUJDR", "5 characters"),
     "a star": ("QUJ*D", "character 3 of the base64 is '*'"),
-    "Python's bytes": ("b'QUJD'", "character 1 of the base64 is \"'\""),
+    "Python's bytes": ("b'QUJD'", 'character 1 of the base64 is "\'"'),
     "padding inside": ("QQ==QUJD", "character 2 of the base64 is '='"),
     "a letter of another script": ("QUJDé", "character 4 of the base64 is 'é'"),
     "NUL": ("QUJD\0", "'\\\\x00'"),

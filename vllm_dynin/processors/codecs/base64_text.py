@@ -56,27 +56,30 @@ def from_base64(text: str | bytes, limits: MediaLimits = DEFAULT_LIMITS) -> byte
     Raises:
         MediaError: nothing in it, a character that is not of the alphabet, cut off, or too large.
     """
-    if isinstance(text, str):
-        if is_data_url(text):
-            _, text = split_data_url(text)
-        try:
-            text = text.encode("ascii")
-        except UnicodeEncodeError as error:
-            raise _unknown(text[error.start], error.start) from None
-    if b"%" in text:  # of a URL: %2B, %3D, %0A
-        text = unquote_to_bytes(text)
-    limits.check("max_bytes", len(text) * 3 // 4 - 2, "the size in bytes")
-    packed = text.translate(_TO_STANDARD, _WHITE_SPACE).rstrip(b"=")
+    written = _as_ascii(text) if isinstance(text, str) else text
+    if b"%" in written:  # of a URL: %2B, %3D, %0A
+        written = unquote_to_bytes(written)
+    limits.check("max_bytes", len(written) * 3 // 4 - 2, "the size in bytes")
+    packed = written.translate(_TO_STANDARD, _WHITE_SPACE).rstrip(b"=")
     if not packed:
         raise MediaError("the base64 is empty; send the file's bytes in base64")
     if strange := packed.translate(None, _ALPHABET):
-        raise _unknown(chr(strange[0]), text.index(strange[:1]))
+        raise _unknown(chr(strange[0]), written.index(strange[:1]))
     if len(packed) % 4 == 1:
         raise MediaError(
             f"the base64 has {len(packed)} characters, which no file has: its end or a part of it "
             "is missing; send all of it"
         )
     return binascii.a2b_base64(packed + b"=" * (-len(packed) % 4))
+
+
+def _as_ascii(text: str) -> bytes:
+    if is_data_url(text):
+        _, text = split_data_url(text)
+    try:
+        return text.encode("ascii")
+    except UnicodeEncodeError as error:
+        raise _unknown(text[error.start], error.start) from None
 
 
 def _unknown(character: str, position: int) -> MediaError:
