@@ -85,6 +85,12 @@ def register() -> None:
     ReasoningParserManager.register_lazy_module(
         "dynin", "vllm_dynin.entrypoints.reasoning", "DyninReasoningParser"
     )
-    compat.hook_admission()
+    compat.hook_admission(_admission)
     compat.keep_stated_lengths()
     MEDIA_CONNECTOR_REGISTRY.register(compat.MEDIA_CONNECTOR)(GuardedMediaConnector)
+
+
+def _admission() -> Any:
+    from vllm_dynin.model_executor import admission
+
+    return admission

@@ -10,11 +10,11 @@ import inspect
 import logging
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from packaging.version import Version
 
@@ -22,6 +22,7 @@ from vllm_dynin.processors.codecs.limits import DEFAULT_LIMITS
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
+    from vllm.config import VllmConfig
     from vllm.v1.core.sched.scheduler import Scheduler
     from vllm.v1.engine import EngineCoreRequest
     from vllm.v1.engine.input_processor import InputProcessor
@@ -132,13 +133,25 @@ def _without_modules(package: str) -> Iterator[None]:
         sys.modules.update(hidden)
 
 
-def hook_admission() -> None:
+class Admission(Protocol):
+    """The checks that `hook_admission` calls: what `model_executor/admission.py` defines."""
+
+    Asked: Any
+    admit_request: Callable[[EngineCoreRequest, Any, VllmConfig], None]
+    refuse_beam_search: Callable[[Any], None]
+
+
+def hook_admission(load: Callable[[], Admission]) -> None:
     """Check our requests in the frontend, where a refusal is a 4xx and costs nobody else anything.
 
     vLLM has no hook that sees a request's prompt and parameters together at admission, so
     `InputProcessor.process_inputs` is wrapped. Its beam search sends requests of its own, which
     look like ordinary ones; `resolve_watermarking` is the one call of the frontend that is given
     the parameters of a beam search. Remove when there is a hook for admission.
+
+    Args:
+        load: imports the checks. Called at the first request, because vLLM calls this in each of
+            its processes and most of them never see one.
     """
     from vllm.v1.engine.input_processor import InputProcessor
 
@@ -151,14 +164,13 @@ def hook_admission() -> None:
     def process_inputs(self: InputProcessor, *args: Any, **kwargs: Any) -> EngineCoreRequest:
         if not _is_ours(self):
             return original(self, *args, **kwargs)
-        from vllm_dynin.model_executor.admission import Asked, admit_request
-
+        checks = load()
         # Before vLLM fills in a length and adds what the checkpoint's generation config says.
         given = signature.bind(self, *args, **kwargs).arguments
-        asked = Asked.by(given["params"])
+        asked = checks.Asked.by(given["params"])
         try:
             request = original(self, *args, **kwargs)
-            admit_request(request, asked, self.vllm_config)
+            checks.admit_request(request, asked, self.vllm_config)
         except Exception:
             _forget_media(self, given["prompt"])
             raise
@@ -169,9 +181,7 @@ def hook_admission() -> None:
     @wraps(resolve)
     def resolve_watermarking(self: InputProcessor, params: Any) -> Any:
         if _is_ours(self):
-            from vllm_dynin.model_executor.admission import refuse_beam_search
-
-            refuse_beam_search(params)
+            load().refuse_beam_search(params)
         return resolve(self, params)
 
     process_inputs._dynin = True  # type: ignore[attr-defined]

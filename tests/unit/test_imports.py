@@ -5,8 +5,9 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -33,7 +34,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "outputs": BASE | {"processors", "sampling", "defaults", "planning", "codec_runner"},
     "requests": BASE | {"processors", "sampling", "defaults", "planning", "codec_runner"},
     "reference": BASE | {"checkpoint", "kernels", "sampling", "processors", "defaults", "planning"},
-    "compat": BASE | {"kernels", "model_executor", "processors"},
+    "compat": BASE | {"kernels", "processors"},
     "model_executor": BASE
     | {"report", "step_counts", "checkpoint", "kernels", "sampling", "processors"}
     | {"defaults", "planning", "compat"},
@@ -74,39 +75,51 @@ def is_type_checking(node: ast.stmt) -> bool:
     return isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
 
 
-def imports(path: Path) -> Iterator[tuple[str, bool, int]]:
-    """(dotted name, whether at module level, line) of every import that runs."""
+class Import(NamedTuple):
+    name: str
+    """Dotted."""
+    at_top: bool
+    """It runs when its module is imported, not in a function."""
+    runs: bool
+    """It is not for type checkers alone."""
+    line: int
 
-    def visit(body: list[ast.stmt], top: bool) -> Iterator[tuple[str, bool, int]]:
+
+def imports(path: Path) -> Iterator[Import]:
+    """Every import of a module."""
+
+    def visit(body: list[ast.stmt], top: bool, runs: bool) -> Iterator[Import]:
         for node in body:
             if is_type_checking(node):
+                yield from visit(node.body, False, False)
                 continue
             if isinstance(node, ast.Import):
-                yield from ((alias.name, top, node.lineno) for alias in node.names)
+                yield from (Import(alias.name, top, runs, node.lineno) for alias in node.names)
             elif isinstance(node, ast.ImportFrom):
                 base = node.module or ""
                 if node.level:
                     package = (PACKAGE.name, *path.relative_to(PACKAGE).parent.parts)
                     base = ".".join([*package[: len(package) - node.level + 1], base]).strip(".")
-                yield from ((f"{base}.{alias.name}", top, node.lineno) for alias in node.names)
+                for alias in node.names:
+                    yield Import(f"{base}.{alias.name}", top, runs, node.lineno)
             inner = top and not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
             for field in ("body", "orelse", "finalbody"):
                 children = getattr(node, field, None)
                 if isinstance(children, list):
-                    yield from visit(children, inner)
+                    yield from visit(children, inner, runs)
             for handler in getattr(node, "handlers", []):
-                yield from visit(handler.body, inner)
+                yield from visit(handler.body, inner, runs)
 
-    yield from visit(ast.parse(path.read_text()).body, True)
+    yield from visit(ast.parse(path.read_text()).body, True, True)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_layers(path: Path) -> None:
     layer, relative = layer_of(path), path.relative_to(PACKAGE).as_posix()
     assert layer in MAY_IMPORT or layer in TOP, f"{relative}: a new layer; add it to MAY_IMPORT"
-    for name, at_top, line in imports(path):
+    for name, at_top, runs, line in imports(path):
         where = f"{relative}:{line} imports {name}"
-        if name.split(".")[0] == "vllm":
+        if name.split(".")[0] == "vllm" and runs:
             lazily = relative.startswith(MAY_IMPORT_VLLM_LAZILY) and not at_top
             assert relative.startswith(NEEDS_VLLM) or lazily, where
         if name.split(".")[0] != PACKAGE.name or name == PACKAGE.name:
@@ -120,6 +133,54 @@ def test_layers(path: Path) -> None:
             assert target != "training_ext" or not at_top, where
         else:
             assert target in MAY_IMPORT[layer], f"{where}; {layer} may import {MAY_IMPORT[layer]}"
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def import_graph() -> dict[str, set[str]]:
+    """Module → the modules of ours that it names in imports, lazy ones and those for types too."""
+    names = {module_name(path) for path in MODULES}
+    graph: dict[str, set[str]] = {}
+    for path in MODULES:
+        graph[module_name(path)] = targets = set[str]()
+        for found in imports(path):
+            target = found.name
+            while target and target not in names:
+                target = target.rpartition(".")[0]
+            targets |= {target} - {"", module_name(path)}
+    return graph
+
+
+def cycle(graph: Mapping[str, set[str]]) -> list[str]:
+    """One way round in a graph, or nothing."""
+    done: set[str] = set()
+
+    def walk(node: str, way: list[str]) -> list[str]:
+        if node in way:
+            return [*way[way.index(node) :], node]
+        for after in sorted(graph[node] - done):
+            if found := walk(after, [*way, node]):
+                return found
+        done.add(node)
+        return []
+
+    return next((found for node in sorted(graph) if (found := walk(node, []))), [])
+
+
+def test_no_module_imports_itself_by_a_way_round() -> None:
+    """Arrows go one way. An import in a function or for a type checker is an arrow as well."""
+    graph = import_graph()
+    assert len(graph) > 200
+    assert sum(map(len, graph.values())) > 500
+    assert cycle(graph) == []
+
+
+def test_the_layers_themselves_have_an_order() -> None:
+    """Two layers that may import each other would be one."""
+    assert cycle(MAY_IMPORT | {name: set() for name in TOP}) == []
 
 
 def run(code: str) -> str:

@@ -15,25 +15,28 @@ from torch import Tensor
 from vllm.v1.outputs import LogprobsTensors
 from vllm.v1.worker.gpu.sample.output import SamplerOutput
 
+from vllm_dynin.model_executor.slot import DenoisingRequest
 from vllm_dynin.model_executor.step_logits import StepLogits
 from vllm_dynin.sampling.logprobs import RowLogprobs
 
 if TYPE_CHECKING:
     from vllm.v1.worker.gpu.input_batch import InputBatch
 
-    from vllm_dynin.model_executor.model_state import MaskedDiffusionState
-
 
 class MaskedDiffusionSampler:
     """Denoises, and gives out the slots that became final.
 
     Args:
-        state: the canvases.
+        denoising: the denoising requests of the current step in batch order. The model state fills
+            this list anew before each step.
+        device: where sampled ids are put.
         sampler: vLLM's sampler, for the parts of it the runner reaches into.
     """
 
-    def __init__(self, state: MaskedDiffusionState, sampler: Any) -> None:
-        self._state = state
+    def __init__(
+        self, denoising: list[DenoisingRequest], device: torch.device, sampler: Any
+    ) -> None:
+        self._denoising, self._device = denoising, device
         # The runner reads these attributes of its sampler.
         self.sampling_states = sampler.sampling_states
         self.req_states = sampler.req_states
@@ -61,7 +64,7 @@ class MaskedDiffusionSampler:
         computed: dict[int, int] = {}
         if isinstance(logits, StepLogits):
             for number in logits.order:
-                request = self._state.denoising[number]
+                request = self._denoising[number]
                 slot, decoder = request.slot, request.slot.decoder
                 slot.step(request.wanted, partial(logits.rows, number))
                 if slot.keep_unconditional(logits.hidden_TD, request.first):
@@ -81,7 +84,7 @@ class MaskedDiffusionSampler:
         logprobs: dict[int, RowLogprobs],
         computed: dict[int, int],
     ) -> SamplerOutput:
-        device = self._state.device
+        device = self._device
         counts = np.zeros((2, batch.num_reqs), dtype=np.int32)
         width = max([len(ids) for ids in committed.values()], default=1)
         sampled = torch.zeros(batch.num_reqs, width, dtype=torch.int32, device=device)

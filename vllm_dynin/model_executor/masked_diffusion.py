@@ -83,4 +83,6 @@ class MaskedDiffusionLM(nn.Module):
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
         """Load the published tensor names; see weights.py."""
-        return load_checkpoint(self, weights)
+        return load_checkpoint(
+            dict(self.named_parameters()), self.config, weights, is_quantized=self.is_quantized
+        )

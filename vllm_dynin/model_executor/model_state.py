@@ -7,8 +7,7 @@ request (exact mode), so the state of a request is its canvas alone.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -18,9 +17,11 @@ from vllm.v1.worker.gpu.attn_utils import build_attn_metadata
 from vllm.v1.worker.gpu.model_states.interface import ModelState
 
 from vllm_dynin import compat
+from vllm_dynin.config import LLaDAConfig
 from vllm_dynin.model_executor import plan_transport
-from vllm_dynin.model_executor.masked_diffusion import MaskedDiffusionLM
-from vllm_dynin.model_executor.slot import Slot
+from vllm_dynin.model_executor.engine_sampler import MaskedDiffusionSampler
+from vllm_dynin.model_executor.slot import DenoisingRequest, Slot
+from vllm_dynin.model_executor.step_logits import WantedRows
 from vllm_dynin.model_executor.trajectories import TrajectoryStore
 
 if TYPE_CHECKING:
@@ -30,21 +31,11 @@ if TYPE_CHECKING:
     from vllm.v1.worker.gpu.input_batch import InputBatch
 
 
-@dataclass(frozen=True)
-class DenoisingRequest:
-    """A request of the batch that is past its prompt.
+class DenoisingModel(Protocol):
+    """What the state uses of the model: `wanted` is written before each forward."""
 
-    Args:
-        row: its place in the batch.
-        slot: its state.
-        first: first row of the step that is its own.
-        wanted: slots whose logits were asked for.
-    """
-
-    row: int
-    slot: Slot
-    first: int
-    wanted: Tensor
+    config: LLaDAConfig
+    wanted: list[WantedRows]
 
 
 class MaskedDiffusionState(ModelState):
@@ -52,17 +43,16 @@ class MaskedDiffusionState(ModelState):
 
     num_new_sampled_tokens_per_step = 0  # a step adds no token beyond what the sampler commits
 
-    model: MaskedDiffusionLM
-
     def __init__(
         self, vllm_config: VllmConfig, model: nn.Module, encoder_cache: Any, device: torch.device
     ) -> None:
         super().__init__(vllm_config, model, encoder_cache, device)
+        self._lm = cast(DenoisingModel, model)
         if device.type == "cpu":
             compat.replace_runner_kernels()  # here, because only workers import those kernels
         self.slots: dict[int, Slot] = {}
         self.denoising: list[DenoisingRequest] = []
-        """The denoising requests of the current step, in batch order; the sampler reads it."""
+        """Those of the current step, in batch order; the sampler holds this very list."""
         self.trajectories = TrajectoryStore()
         self._slot_of: dict[str, int] = {}
         self._block_size = vllm_config.cache_config.block_size
@@ -74,9 +64,7 @@ class MaskedDiffusionState(ModelState):
 
     def custom_sampler(self, sampler: Any) -> tuple[Any, Any]:
         """Replace vLLM's sampler; there is no rejection sampling."""
-        from vllm_dynin.model_executor.engine_sampler import MaskedDiffusionSampler
-
-        return MaskedDiffusionSampler(self, sampler), None
+        return MaskedDiffusionSampler(self.denoising, self.device, sampler), None
 
     def initialize_kv_cache(self, kv_cache_config: Any, block_tables: BlockTables) -> None:
         """Note how many rows one entry of a block table stands for."""
@@ -96,7 +84,7 @@ class MaskedDiffusionState(ModelState):
         committed = tuple(new_req_data.prefill_token_ids[len(new_req_data.prompt_token_ids) :])
         self.slots[req_index] = Slot(
             request,
-            self.model.config,
+            self._lm.config,
             self._block_size,
             self.device,
             committed,
@@ -136,12 +124,12 @@ class MaskedDiffusionState(ModelState):
         In place, because captured graphs read those buffers. The runner has computed KV slots from
         row numbers before, so positions are free to be what the model was trained on.
         """
-        self.denoising = list(self._denoising_requests(input_batch))
+        self.denoising[:] = self._denoising_requests(input_batch)
         for request in self.denoising:
             rows = slice(request.first, request.first + request.slot.num_rows)
             input_batch.input_ids[rows] = request.slot.ids()
             input_batch.positions[rows] = request.slot.positions()
-        self.model.wanted = [
+        self._lm.wanted = [
             request.slot.wanted_rows(request.wanted, request.first) for request in self.denoising
         ]
         return {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -148,3 +149,20 @@ class Slot:
             guidance_scale=plan.guidance_scale,
             form=plan.canvas.unconditional.form,
         )
+
+
+@dataclass(frozen=True)
+class DenoisingRequest:
+    """A request of the batch that is past its prompt.
+
+    Args:
+        row: its place in the batch.
+        slot: its state.
+        first: first row of the step that is its own.
+        wanted: slots whose logits were asked for.
+    """
+
+    row: int
+    slot: Slot
+    first: int
+    wanted: Tensor

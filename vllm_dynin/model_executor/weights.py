@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 from vllm.model_executor.model_loader.weight_utils import default_weight_loader
 
 from vllm_dynin import checkpoint
-
-if TYPE_CHECKING:
-    from vllm_dynin.model_executor.masked_diffusion import MaskedDiffusionLM
+from vllm_dynin.config import LLaDAConfig
 
 # Tensor of a block → the layer that holds it, and which shard of a merged layer it is.
 _BLOCK_PLACES: dict[str, tuple[str, str | int | None]] = {
@@ -31,12 +28,20 @@ _TOP_PLACES = {"wte": "transformer.wte", "ln_f": "transformer.ln_f", "ff_out": "
 _NAME = re.compile(r"model\.transformer\.(?:blocks\.(\d+)\.)?(\w+)\.(\w+)")
 
 
-def load_checkpoint(model: MaskedDiffusionLM, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
+def load_checkpoint(
+    params: Mapping[str, Tensor],
+    config: LLaDAConfig,
+    weights: Iterable[tuple[str, Tensor]],
+    *,
+    is_quantized: bool,
+) -> set[str]:
     """Copy every tensor into its layer.
 
     Args:
-        model: written in place.
+        params: the model's parameters by name, written in place.
+        config: what the model was built from.
         weights: (published name, tensor) pairs in any order.
+        is_quantized: whether the layers are those of a quantisation method.
 
     Returns:
         Names of the parameters that were written, as vLLM checks them.
@@ -45,8 +50,7 @@ def load_checkpoint(model: MaskedDiffusionLM, weights: Iterable[tuple[str, Tenso
         ValueError: tensors are missing, unexpected or of another shape; they are named. Of a
             quantised checkpoint the shapes are the quantisation method's to check.
     """
-    params = dict(model.named_parameters())
-    expected = checkpoint.expected_shapes(model.config, model.config.vocab_size)
+    expected = checkpoint.expected_shapes(config, config.vocab_size)
     shapes: dict[str, tuple[int, ...]] = {}
     loaded: set[str] = set()
     for name, tensor in weights:
@@ -54,17 +58,17 @@ def load_checkpoint(model: MaskedDiffusionLM, weights: Iterable[tuple[str, Tenso
             continue
         shapes[name] = tuple(tensor.shape)
         parameter, shard = _place(name)
-        fits = model.is_quantized or expected.get(name) == shapes[name]
+        fits = is_quantized or expected.get(name) == shapes[name]
         if parameter not in params or not fits:
             continue  # reported below, with all others
         target = params[parameter]
         loader: Callable[..., None] = getattr(target, "weight_loader", default_weight_loader)
         loader(target, tensor) if shard is None else loader(target, tensor, shard)
         loaded.add(parameter)
-    if model.is_quantized:
+    if is_quantized:
         _check_quantized(params.keys() - loaded, shapes, params)
     else:
-        _check_rows(checkpoint.check_tensors(shapes, model.config), model.config.vocab_size)
+        _check_rows(checkpoint.check_tensors(shapes, config), config.vocab_size)
     return loaded
 
 

@@ -18,7 +18,7 @@ def rows_of_steps(monkeypatch):
     call = MaskedDiffusionSampler.__call__
 
     def recording(self, logits, input_batch, draft_logits=None):
-        if self._state.denoising:
+        if self._denoising:
             found.append(input_batch.num_tokens)
         return call(self, logits, input_batch, draft_logits)
 

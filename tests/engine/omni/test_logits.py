@@ -136,8 +136,8 @@ def test_a_large_image_beside_short_texts(omni, omni_reference, large, monkeypat
     call = MaskedDiffusionSampler.__call__
 
     def recording(self, logits, input_batch, draft_logits=None):
-        if self._state.denoising:
-            steps.append({id(request.slot): request.slot for request in self._state.denoising})
+        if self._denoising:
+            steps.append({id(request.slot): request.slot for request in self._denoising})
         return call(self, logits, input_batch, draft_logits)
 
     monkeypatch.setattr(MaskedDiffusionSampler, "__call__", recording)
