@@ -83,7 +83,7 @@ def replace_runner_kernels() -> list[str]:
 
     wanted = {}
     replaced = []
-    for name, replacement in OVERRIDES.items():
+    for name, replacements in OVERRIDES.items():
         module_name, _, attribute = name.rpartition(".")
         try:
             kernel = getattr(importlib.import_module(module_name), attribute)
@@ -91,30 +91,37 @@ def replace_runner_kernels() -> list[str]:
             logger.warning("%s stays in Triton's interpreter, which is slow: %s", name, error)
             continue
         if isinstance(kernel, KernelOverride):
-            if kernel.func is replacement:
+            if kernel.func in replacements:
                 replaced.append(name)
             else:  # a platform plugin was first; its version is as good as ours
                 logger.info("%s is already replaced by another plugin", name)
             continue
-        ours = list(inspect.signature(replacement).parameters)
-        # Launch options such as num_warps are passed like arguments and are none of the kernel's.
-        theirs = [*kernel.arg_names, *(option for option in ("num_warps",) if option in ours)]
-        if ours != theirs:
+        theirs = list(kernel.arg_names)
+        fitting = [function for function in replacements if kernel_arguments(function) == theirs]
+        if not fitting:
             logger.warning(
                 "%s stays in Triton's interpreter, which is slow: its arguments are %s, and the "
-                "replacement was written for %s",
+                "replacements were written for %s",
                 name,
                 theirs,
-                ours,
+                [kernel_arguments(function) for function in replacements],
             )
             continue
-        wanted[name] = replacement
+        wanted[name] = fitting[0]
     with warnings.catch_warnings():
         # The registry looks at every attribute of every loaded module, deprecated ones included.
         warnings.simplefilter("ignore")
         with _without_modules("llvmlite"):
             register_kernels(wanted)
     return replaced + list(wanted)
+
+
+def kernel_arguments(replacement: Callable[..., None]) -> list[str]:
+    """The arguments of the kernel that a function of `kernels.runner_cpu` was written for."""
+    from vllm_dynin.kernels.runner_cpu import LAUNCH_OPTIONS
+
+    names = inspect.signature(replacement).parameters
+    return [name for name in names if name not in LAUNCH_OPTIONS]
 
 
 @contextmanager

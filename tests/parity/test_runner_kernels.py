@@ -42,6 +42,18 @@ def original(name: str) -> Any:
     return kernel
 
 
+def fitting(name: str) -> Callable[..., None]:
+    """The replacement for the kernel of the installed version, as compat chooses it."""
+    theirs = list(original(name).arg_names)
+    (found,) = (f for f in runner_cpu.OVERRIDES[name] if compat.kernel_arguments(f) == theirs)
+    return found
+
+
+def takes(kernel: str, argument: str) -> bool:
+    """Whether the installed version's kernel has an argument that 0.33 added."""
+    return argument in original(KERNELS[kernel]).arg_names
+
+
 KERNELS = {name.rpartition("._")[2].removesuffix("_kernel"): name for name in runner_cpu.OVERRIDES}
 
 
@@ -164,6 +176,11 @@ def post(state: State, counts: bool, queries: bool, skip: bool) -> Launch:
         total,
     ]
     written = [state.computed, last, state.all_ids, total] + ([] if bins is None else [bins])
+    if takes("post_update", "draft_tokens_ptr"):
+        filed = state.ints(rng.integers(0, VOCAB, (SLOTS, DRAFTS)), torch.int64)
+        drafts = state.ints(rng.integers(0, VOCAB, (state.num_reqs, DRAFTS)), torch.int64)
+        args += [drafts, filed, DRAFTS] if queries else [None, None, 0]
+        written.append(filed)
     return Launch(args, (state.num_reqs,), written, {"num_warps": 1})
 
 
@@ -191,8 +208,12 @@ def gather(state: State, widths: tuple[int, ...]) -> Launch:
         num_blocks,
         num_blocks.stride(0),
         state.num_reqs,
-        16,
     ]
+    if takes("gather_block_tables", "MASK_SLIDING_WINDOW"):
+        reaches = state.ints([0, 9, 40][: len(widths)] if len(widths) > 1 else [11])
+        sizes = state.ints([1 + state.rng.integers(4) for _ in widths])
+        args += [state.computed, reaches, sizes, bool(state.rng.integers(3))]
+    args.append(16)
     # Only addresses are passed: `written` keeps the targets alive, and the sources with them.
     return Launch(args, (len(widths), state.num_reqs), [*target, *source])
 
@@ -245,7 +266,7 @@ def staged_writes(state: State, shape: tuple[int, ...], dtype: torch.dtype) -> L
         16,
         False,
     ]
-    return Launch(args, (num_writes,), [table])
+    return Launch(args, write_grid(num_writes, lens), [table])
 
 
 def grouped_writes(state: State, widths: tuple[int, ...]) -> Launch:
@@ -265,7 +286,12 @@ def grouped_writes(state: State, widths: tuple[int, ...]) -> Launch:
         16,
         True,
     ]
-    return Launch(args, (num_writes,), tables)
+    return Launch(args, write_grid(num_writes, lens), tables)
+
+
+def write_grid(num_writes: int, lens: np.ndarray) -> tuple[int, int]:
+    """0.33 launches a program for each block of 16; 0.32's programs loop, and here do so again."""
+    return num_writes, -(-int(lens.max(initial=1)) // 16)
 
 
 CASES: list[tuple[str, str, Callable[[State], Launch]]] = [
@@ -305,7 +331,7 @@ def test_same_memory_as_the_kernel(
         before = [t.clone() for t in expected.written]
         if all(expected.grid):
             original(KERNELS[kernel])[expected.grid](*expected.args, **expected.options)
-        runner_cpu.OVERRIDES[KERNELS[kernel]](*actual.args, **actual.options)
+        fitting(KERNELS[kernel])(*actual.args, **actual.options)
         for reference, ours in zip(expected.written, actual.written, strict=True):
             torch.testing.assert_close(ours, reference, rtol=0, atol=0)
         changed |= any(not torch.equal(a, b) for a, b in zip(before, actual.written, strict=True))
@@ -318,6 +344,31 @@ def test_context_parallelism_is_refused() -> None:
     launch.args[12] = 2
     with pytest.raises(ValueError, match="context parallelism over 2 ranks"):
         runner_cpu.compute_slot_mappings(*launch.args)
+
+
+class TestWhatVersion33Adds:
+    """Its own kernels are compared above where 0.33 is installed; here it need not be."""
+
+    def test_drafts_are_filed(self) -> None:
+        args = post(State(2, 5, 7), counts=False, queries=True, skip=True).args[:13]
+        drafts = torch.arange(5 * DRAFTS).view(5, DRAFTS)
+        filed = torch.full((SLOTS, DRAFTS), -7)
+        runner_cpu.post_update_with_drafts(*args, drafts, filed, DRAFTS, num_warps=1)
+        slots = args[0].tolist()
+        assert min(slots) == -1  # one request is skipped
+        for slot in range(SLOTS):
+            row = drafts[slots.index(slot)] if slot in slots else torch.full((DRAFTS,), -7)
+            assert torch.equal(filed[slot], row)
+
+    def test_blocks_below_the_window_are_nulled(self) -> None:
+        source = torch.arange(1, 1 + 3 * 6, dtype=torch.int32).view(3, 6)
+        target = torch.full((2, 6), -7, dtype=torch.int32)
+        slots, counts = torch.tensor([2, 0]).int(), torch.tensor([[6, 0, 5]]).int()
+        computed = torch.tensor([3, 0, 21]).int()  # slot 2: (21 - 9) // 4 = 3 blocks are out
+        tables = [addresses([source]), addresses([target]), strides([source])]
+        window = [computed, torch.tensor([9]).int(), torch.tensor([4]).int(), True]
+        runner_cpu.gather_block_tables_in_reach(slots, *tables, counts, 3, 2, *window, 16)
+        assert target.tolist() == [[0, 0, 0, 16, 17, -7], [1, 2, 3, 4, 5, 6]]
 
 
 class TestReplacing:
@@ -333,12 +384,12 @@ class TestReplacing:
     def test_every_kernel_is_replaced_once(self) -> None:
         assert set(compat.replace_runner_kernels()) == set(runner_cpu.OVERRIDES)
         first = {name: entry[1] for name, entry in dispatcher._registry.items()}
-        assert first == runner_cpu.OVERRIDES
+        assert first == {name: fitting(name) for name in runner_cpu.OVERRIDES}
         assert set(compat.replace_runner_kernels()) == set(runner_cpu.OVERRIDES)
         for name in runner_cpu.OVERRIDES:
             module, _, attribute = name.rpartition(".")
             override = getattr(importlib.import_module(module), attribute)
-            assert override.func is runner_cpu.OVERRIDES[name]  # not a wrapper around a wrapper
+            assert override.func is fitting(name)  # not a wrapper around a wrapper
 
     def test_vllms_own_call_reaches_the_replacement(self) -> None:
         from vllm.v1.worker.gpu.input_batch import expand_idx_mapping
@@ -353,11 +404,12 @@ class TestReplacing:
     ) -> None:
         def other_arguments(idx_mapping_ptr: torch.Tensor) -> None: ...
 
+        posts = (runner_cpu.post_update, runner_cpu.post_update_with_drafts)
         overrides = {
-            "vllm.v1.worker.gpu.input_batch._no_such_kernel": runner_cpu.post_update,
-            "vllm.v1.worker.gpu.no_such_module._kernel": runner_cpu.post_update,
-            "vllm.v1.worker.gpu.input_batch._expand_idx_mapping_kernel": other_arguments,
-            "vllm.v1.worker.gpu.input_batch._post_update_kernel": runner_cpu.post_update,
+            "vllm.v1.worker.gpu.input_batch._no_such_kernel": posts,
+            "vllm.v1.worker.gpu.no_such_module._kernel": posts,
+            "vllm.v1.worker.gpu.input_batch._expand_idx_mapping_kernel": (other_arguments,),
+            "vllm.v1.worker.gpu.input_batch._post_update_kernel": posts,
         }
         monkeypatch.setattr(runner_cpu, "OVERRIDES", overrides)
         with caplog.at_level(logging.WARNING, logger=compat.logger.name):

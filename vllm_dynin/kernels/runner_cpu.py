@@ -5,80 +5,29 @@ run in Triton's interpreter, where the eight that a denoising step needs cost 32
 at four requests. The functions here do the same to the same memory in tens of microseconds.
 
 Each function takes its kernel's arguments in the kernel's order and under the kernel's names,
-because vLLM passes launches on unchanged; the launch grid is not passed on, so the number of
-requests is read from the shape of the index mapping. All tensors are on the CPU and are written in
-place through NumPy views: they hold few numbers, and at that size a torch operation costs several
-NumPy ones.
+because vLLM passes launches on unchanged; where 0.33 changed a kernel there is a function for each
+version. The launch grid is not passed on, so the number of requests is read from the shape of the
+index mapping. All tensors are on the CPU and are written in place through NumPy views: they hold
+few numbers, and at that size a torch operation costs several NumPy ones.
 
 Symbols: R requests in the batch, S request slots of the runner, T tokens of the batch, G KV-cache
-groups. Source: vllm/v1/worker/gpu/{input_batch,block_table,buffer_utils}.py of vLLM 0.32.0; the
-parity test runs both on random states.
+groups. Source: vllm/v1/worker/gpu/input_batch.py of vLLM 0.32.0 and 0.33.0; the parity test runs
+both on random states. Kernels about tables are in `runner_tables_cpu`.
 """
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
-Array = NDArray[Any]
-
-
-def _table_at(address: int, num_rows: int, stride: int) -> Array:
-    """The int32 [num_rows, stride] table at a raw address, as a view.
-
-    Kernels that serve several KV-cache groups get the addresses of their tables, not the tables.
-    """
-    data = (ctypes.c_int32 * (num_rows * stride)).from_address(address)
-    return np.frombuffer(memoryview(data), np.int32).reshape(num_rows, stride)
-
-
-def apply_write(
-    output_ptr: Tensor,
-    output_stride: Tensor | int,
-    write_indices_ptr: Tensor,
-    write_starts_ptr: Tensor,
-    write_contents_ptr: Tensor,
-    write_cu_lens_ptr: Tensor,
-    write_group_ids_ptr: Tensor | None,
-    BLOCK_SIZE: int,
-    MULTI_GROUP: bool,
-) -> None:
-    """Copy staged contents into rows of a table.
-
-    Args:
-        output_ptr: the table [S] or [S, width]; with MULTI_GROUP uint64 [G], tables' addresses.
-        output_stride: elements per row; with MULTI_GROUP int64 [G].
-        write_indices_ptr: int32 [W], the row of each write.
-        write_starts_ptr: int32 [W], the first column of each write.
-        write_contents_ptr: the contents of all writes, one after the other.
-        write_cu_lens_ptr: int32 [W], where each write's contents end.
-        write_group_ids_ptr: int32 [W] with MULTI_GROUP, else None.
-        BLOCK_SIZE: not used.
-        MULTI_GROUP: whether each write names the group whose table it goes to.
-    """
-    rows, starts = write_indices_ptr.tolist(), write_starts_ptr.tolist()
-    ends, contents = write_cu_lens_ptr.tolist(), write_contents_ptr.numpy()
-    begin = 0
-    if MULTI_GROUP:
-        assert write_group_ids_ptr is not None and isinstance(output_stride, Tensor)
-        addresses, strides = output_ptr.tolist(), output_stride.tolist()
-        for group, row, start, end in zip(
-            write_group_ids_ptr.tolist(), rows, starts, ends, strict=True
-        ):
-            table = _table_at(addresses[group], row + 1, strides[group])
-            table[row, start : start + end - begin] = contents[begin:end]
-            begin = end
-        return
-    flat = output_ptr.view(-1).numpy()
-    for row, start, end in zip(rows, starts, ends, strict=True):
-        first = row * output_stride + start
-        flat[first : first + end - begin] = contents[begin:end]
-        begin = end
+from vllm_dynin.kernels.runner_tables_cpu import (
+    apply_write,
+    compute_slot_mappings,
+    gather_block_tables,
+    gather_block_tables_in_reach,
+)
 
 
 def prepare_prefill_inputs(
@@ -254,7 +203,9 @@ def post_update(
     total_len_ptr: Tensor,
     num_warps: int = 1,
 ) -> None:
-    """Append what was sampled to each request and move its count of computed tokens.
+    """Append what was sampled to each request and move its count of computed tokens, as in 0.32.
+
+    Remove when vLLM 0.32 is no longer supported.
 
     Args:
         idx_mapping_ptr: int32 [R]; a negative entry is skipped.
@@ -292,125 +243,86 @@ def post_update(
         computed[slot] += query_len - num_rejected[r]
 
 
-def gather_block_tables(
-    batch_idx_to_req_idx: Tensor,
-    src_block_table_ptrs: Tensor,
-    dst_block_table_ptrs: Tensor,
-    block_table_strides: Tensor,
-    num_blocks_ptr: Tensor,
-    num_blocks_stride: int,
-    num_reqs: int,
-    BLOCK_SIZE: int,
+def post_update_with_drafts(
+    idx_mapping_ptr: Tensor,
+    num_computed_tokens_ptr: Tensor,
+    last_sampled_tokens_ptr: Tensor,
+    output_bin_counts_ptr: Tensor | None,
+    output_bin_counts_stride: int,
+    sampled_tokens_ptr: Tensor,
+    sampled_tokens_stride: int,
+    num_sampled_ptr: Tensor,
+    num_rejected_ptr: Tensor,
+    query_start_loc_ptr: Tensor | None,
+    all_token_ids_ptr: Tensor,
+    all_token_ids_stride: int,
+    total_len_ptr: Tensor,
+    draft_tokens_ptr: Tensor | None,
+    draft_tokens_out_ptr: Tensor | None,
+    num_draft_tokens: int,
+    num_warps: int = 1,
 ) -> None:
-    """Copy the block tables of the batch's requests into consecutive rows.
-
-    NOTE: the kernel also zeroes the rows that pad a batch for CUDA graphs; only the launch grid
-    says how many. A CPU has no CUDA graphs and no padded batches: nothing is zeroed here.
+    """`post_update` as in vLLM 0.33: it also files the drafts of the next step.
 
     Args:
-        batch_idx_to_req_idx: int32 [R].
-        src_block_table_ptrs: uint64 [G], addresses of int32 [S, stride].
-        dst_block_table_ptrs: uint64 [G], addresses of int32 [>= R, stride], written up to each
-            request's number of blocks; what a row holds behind that is left.
-        block_table_strides: int64 [G], the width of each group's tables.
-        num_blocks_ptr: int32 [G, S].
-        num_blocks_stride: not used.
-        num_reqs: R.
-        BLOCK_SIZE: not used.
+        idx_mapping_ptr: int32 [R]; a negative entry is skipped.
+        num_computed_tokens_ptr: int32 [S], changed by query length less rejected tokens.
+        last_sampled_tokens_ptr: int64 [S, 1], written where something was sampled.
+        output_bin_counts_ptr: int32 [S, V], counted up, or None.
+        output_bin_counts_stride: not used.
+        sampled_tokens_ptr: int [R, width]; the first num_sampled of a row count.
+        sampled_tokens_stride: not used.
+        num_sampled_ptr: int32 [R].
+        num_rejected_ptr: int32 [R].
+        query_start_loc_ptr: int32 [>= R + 1], or None for queries of length 0.
+        all_token_ids_ptr: int32 [S, max_model_len], appended to.
+        all_token_ids_stride: not used.
+        total_len_ptr: int32 [S], counted up.
+        draft_tokens_ptr: int [R, num_draft_tokens], or None for no drafts.
+        draft_tokens_out_ptr: int64 [S, num_draft_tokens], written, or None with it.
+        num_draft_tokens: drafts of each request.
+        num_warps: not used; a launch option that vLLM passes.
     """
-    slots = batch_idx_to_req_idx.tolist()[:num_reqs]
-    if not slots:
+    post_update(
+        idx_mapping_ptr,
+        num_computed_tokens_ptr,
+        last_sampled_tokens_ptr,
+        output_bin_counts_ptr,
+        output_bin_counts_stride,
+        sampled_tokens_ptr,
+        sampled_tokens_stride,
+        num_sampled_ptr,
+        num_rejected_ptr,
+        query_start_loc_ptr,
+        all_token_ids_ptr,
+        all_token_ids_stride,
+        total_len_ptr,
+    )
+    if draft_tokens_ptr is None or draft_tokens_out_ptr is None:
         return
-    num_blocks = num_blocks_ptr.numpy()
-    for group, (source, target, stride) in enumerate(
-        zip(
-            src_block_table_ptrs.tolist(),
-            dst_block_table_ptrs.tolist(),
-            block_table_strides.tolist(),
-            strict=True,
-        )
-    ):
-        table = _table_at(source, max(slots) + 1, stride)
-        gathered = _table_at(target, num_reqs, stride)
-        for r, slot in enumerate(slots):
-            count = num_blocks[group, slot]
-            gathered[r, :count] = table[slot, :count]
-
-
-def compute_slot_mappings(
-    max_num_tokens: int,
-    idx_mapping: Tensor,
-    query_start_loc: Tensor,
-    pos: Tensor,
-    block_table_ptrs: Tensor,
-    block_table_strides: Tensor,
-    block_sizes: Tensor,
-    slot_mapping_enabled: Tensor,
-    dcp_sharded: Tensor,
-    slot_mappings_ptr: Tensor,
-    slot_mappings_stride: int,
-    cp_rank: int,
-    CP_SIZE: int,
-    CP_INTERLEAVE: int,
-    PAD_ID: int,
-    TRITON_BLOCK_SIZE: int,
-) -> None:
-    """Write where in the KV cache each token of the batch goes.
-
-    Args:
-        max_num_tokens: width of slot_mappings_ptr.
-        idx_mapping: int32 [R]; the tokens of a negative entry go nowhere.
-        query_start_loc: int32 [>= R + 1].
-        pos: int64 [>= T].
-        block_table_ptrs: uint64 [G], addresses of int32 [S, stride].
-        block_table_strides: int64 [G].
-        block_sizes: int32 [G], tokens per KV block.
-        slot_mapping_enabled: bool [G]; the tokens of a group without it go nowhere.
-        dcp_sharded: not used.
-        slot_mappings_ptr: int64 [G, max_num_tokens], written; PAD_ID behind the batch's tokens.
-        slot_mappings_stride: not used.
-        cp_rank: not used.
-        CP_SIZE: ranks of context parallelism.
-        CP_INTERLEAVE: not used.
-        PAD_ID: the number for "nowhere".
-        TRITON_BLOCK_SIZE: not used.
-
-    Raises:
-        ValueError: for CP_SIZE above 1, which vLLM does not offer on a CPU.
-    """
-    if CP_SIZE != 1:
-        raise ValueError(
-            f"context parallelism over {CP_SIZE} ranks is not supported on a CPU; use 1"
-        )
-    slots, mappings = idx_mapping.numpy(), slot_mappings_ptr.numpy()
-    bounds = query_start_loc.numpy()[: len(slots) + 1]
-    begin, end = int(bounds[0]), int(bounds[-1])
-    positions = pos.numpy()[begin:end]
-    row_of_token = np.repeat(slots, bounds[1:] - bounds[:-1])
-    num_rows = int(slots.max(initial=-1)) + 1
-    enabled, sizes = slot_mapping_enabled.tolist(), block_sizes.tolist()
-    addresses, strides = block_table_ptrs.tolist(), block_table_strides.tolist()
-    for group, mapping in enumerate(mappings):
-        mapping[end:max_num_tokens] = PAD_ID
-        if not enabled[group] or num_rows == 0:
-            mapping[begin:end] = PAD_ID
-            continue
-        table, size = _table_at(addresses[group], num_rows, strides[group]), sizes[group]
-        blocks = table[row_of_token, positions // size].astype(np.int64)
-        mapping[begin:end] = np.where(row_of_token >= 0, blocks * size + positions % size, PAD_ID)
+    slots = idx_mapping_ptr.numpy()
+    used = slots >= 0
+    drafts = draft_tokens_ptr.numpy()[: len(slots), :num_draft_tokens]
+    draft_tokens_out_ptr.numpy()[slots[used], :num_draft_tokens] = drafts[used]
 
 
 _RUNNER = "vllm.v1.worker.gpu"
-# vLLM's kernel → what replaces it; vllm_dynin.compat hands these to vLLM.
-OVERRIDES: dict[str, Callable[..., None]] = {
-    f"{_RUNNER}.buffer_utils._apply_write_kernel": apply_write,
-    f"{_RUNNER}.input_batch._prepare_prefill_inputs_kernel": prepare_prefill_inputs,
-    f"{_RUNNER}.input_batch._prepare_pos_seq_lens_kernel": prepare_pos_seq_lens,
+# vLLM's kernel → what replaces it, one function for each signature that a supported version gives
+# it; vllm_dynin.compat hands the one that fits to vLLM.
+OVERRIDES: dict[str, tuple[Callable[..., None], ...]] = {
+    f"{_RUNNER}.buffer_utils._apply_write_kernel": (apply_write,),
+    f"{_RUNNER}.input_batch._prepare_prefill_inputs_kernel": (prepare_prefill_inputs,),
+    f"{_RUNNER}.input_batch._prepare_pos_seq_lens_kernel": (prepare_pos_seq_lens,),
     f"{_RUNNER}.input_batch._combine_sampled_and_draft_tokens_kernel": (
-        combine_sampled_and_draft_tokens
+        combine_sampled_and_draft_tokens,
     ),
-    f"{_RUNNER}.input_batch._expand_idx_mapping_kernel": expand_idx_mapping,
-    f"{_RUNNER}.input_batch._post_update_kernel": post_update,
-    f"{_RUNNER}.block_table._gather_block_tables_kernel": gather_block_tables,
-    f"{_RUNNER}.block_table._compute_slot_mappings_kernel": compute_slot_mappings,
+    f"{_RUNNER}.input_batch._expand_idx_mapping_kernel": (expand_idx_mapping,),
+    f"{_RUNNER}.input_batch._post_update_kernel": (post_update, post_update_with_drafts),
+    f"{_RUNNER}.block_table._gather_block_tables_kernel": (
+        gather_block_tables,
+        gather_block_tables_in_reach,
+    ),
+    f"{_RUNNER}.block_table._compute_slot_mappings_kernel": (compute_slot_mappings,),
 }
+# Launch options are passed like arguments and are none of the kernel's.
+LAUNCH_OPTIONS = ("num_warps",)
