@@ -18,7 +18,8 @@ import random
 import numpy as np
 
 from vllm_dynin.processors.codecs.speech import TOY_SPEECH_DIRECTORY, SpeechCodec
-from vllm_dynin.processors.codecs.toy_speech_fit import canonical_units, speak
+from vllm_dynin.processors.codecs.toy_speech import canonical_units
+from vllm_dynin.training_ext.codecs.toy_speech_fit import speak
 from vllm_dynin.training_ext.evaluate.hearing import Listener, Sphinx, Whisper, hear_all
 from vllm_dynin.training_ext.evaluate.words import SPOKEN_NUMBERS, spoken_words, word_error_rate
 from vllm_dynin.training_ext.tiny.words import DIGIT_WORDS
@@ -60,7 +61,7 @@ def main() -> None:
     for text in texts(options.strings):
         spoken = speak(text, "slt")
         units = codec.encode(spoken.waveform, 16_000)
-        reference = canonical_units(codec.backend.config, spoken.segments)
+        reference = canonical_units(codec.backend.config, (phone for phone, _ in spoken.segments))
         wrong, expected = wrong + edits(units, reference), expected + len(reference)
         num_units, seconds = num_units + len(units), seconds + len(spoken.waveform) / 16_000
         heard.setdefault("original", []).append(

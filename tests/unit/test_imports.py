@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -181,6 +182,13 @@ def test_no_module_imports_itself_by_a_way_round() -> None:
 def test_the_layers_themselves_have_an_order() -> None:
     """Two layers that may import each other would be one."""
     assert cycle(MAY_IMPORT | {name: set() for name in TOP}) == []
+
+
+def test_nothing_that_serves_trains() -> None:
+    """Optimisers and gradients belong to training_ext/, codecs that are fitted included."""
+    words = re.compile(r"\.backward\(|\boptim\b")
+    found = {layer_of(path) for path in MODULES if words.search(path.read_text())}
+    assert found == {"training_ext"}
 
 
 def run(code: str) -> str:

@@ -12,7 +12,7 @@ from vllm_dynin.processors.codecs.image import ImageCodec
 from vllm_dynin.processors.codecs.image_io import open_image, to_pixels
 from vllm_dynin.processors.codecs.magvit import MagvitConfig
 from vllm_dynin.processors.codecs.patch_threshold import PatchThresholdConfig
-from vllm_dynin.processors.codecs.train_image import TrainConfig, main, psnr, train
+from vllm_dynin.training_ext.codecs.train_image import TrainConfig, main, psnr, train
 
 skimage_data = pytest.importorskip("skimage.data", reason="scikit-image holds the photographs")
 datasets = pytest.importorskip("sklearn.datasets", reason="scikit-learn holds the digits")

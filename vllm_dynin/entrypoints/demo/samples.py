@@ -96,10 +96,9 @@ def _read(path: Path) -> Sound:
 def _toy_voice() -> Sound:
     """The words "hello world", phone by phone."""
     from vllm_dynin.processors.codecs.speech import SpeechCodec
-    from vllm_dynin.processors.codecs.toy_speech import ToySpeech
-    from vllm_dynin.processors.codecs.toy_speech_fit import canonical_units
+    from vllm_dynin.processors.codecs.toy_speech import ToySpeech, canonical_units
 
     codec = SpeechCodec.from_pretrained()
     assert isinstance(codec.backend, ToySpeech)
-    phones = [(phone, 0.0) for phone in ("hh", "ax", "l", "ow", "w", "er", "l", "d")]
+    phones = ("hh", "ax", "l", "ow", "w", "er", "l", "d")
     return Sound(*codec.decode(canonical_units(codec.backend.config, phones), seed=0))

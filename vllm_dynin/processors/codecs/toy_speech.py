@@ -4,8 +4,8 @@ It stands where the published tokenizer stands, at a size that ships with a demo
 a second once repeats are collapsed. A unit is half of a phone (the pause is one unit), so what a
 unit sequence says follows from the text nearly letter by letter, which a small language model can
 learn. Analysis is a frame classifier under a left-to-right state model. Synthesis speaks stored
-spectral trajectories, chosen by the unit and the phone beside it. `toy_speech_fit` makes all
-numbers from synthesised speech.
+spectral trajectories, chosen by the unit and the phone beside it. `training_ext/codecs/
+toy_speech_fit.py` makes all numbers from synthesised speech.
 
 Shapes: T frames of 10 ms, U units, K mel bands, P phones with the pause, R trajectories.
 """
@@ -13,7 +13,7 @@ Shapes: T frames of 10 ms, U units, K mel bands, P phones with the pause, R traj
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,8 @@ HALVES = 2
 """Units per phone."""
 PAUSE = 0
 """The unit of silence, and the number of the pause among the phones."""
+PAUSE_NAME = "pau"
+"""What the pause is called where phones have names, as in flite."""
 POINTS = 3
 """Points of a stored trajectory, at 1/6, 1/2 and 5/6 of the unit."""
 _DURATION_FACTORS = {"fast": 0.8, "normal": 1.0, "slow": 1.25}
@@ -78,7 +80,7 @@ class ToySpeechConfig:
     @property
     def unit_names(self) -> list[str]:
         """What each unit stands for: `['pau', 'aa1', 'aa2', 'ae1', …]`."""
-        return ["pau", *(f"{p}{half + 1}" for p in self.phones for half in range(HALVES))]
+        return [PAUSE_NAME, *(f"{p}{half + 1}" for p in self.phones for half in range(HALVES))]
 
     @property
     def features(self) -> LogMelConfig:
@@ -101,6 +103,26 @@ def neighbour_of(units: Tensor) -> Tensor:
     phones = F.pad(phone_of(units), (1, 1), value=PAUSE)
     is_first_half = units % HALVES == 1
     return torch.where(is_first_half, phones[:-2], phones[2:])
+
+
+def canonical_units(config: ToySpeechConfig, phones: Iterable[str]) -> list[int]:
+    """The unit sequence, repeats collapsed, that phones call for.
+
+    Args:
+        config: of the codec.
+        phones: names, `pau` for the pause.
+
+    Raises:
+        ValueError: the codec has no such phone.
+    """
+    units: list[int] = []
+    for phone in phones:
+        if phone != PAUSE_NAME:
+            first = 1 + HALVES * config.phones.index(phone)
+            units += [first, first + 1]
+        elif not units or units[-1] != PAUSE:
+            units.append(PAUSE)
+    return units
 
 
 def toy_config(config: Mapping[str, Any]) -> ToySpeechConfig:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import jiwer
 
-from vllm_dynin.processors.codecs.toy_speech_corpus import NUMBER_WORDS
+from vllm_dynin.training_ext.codecs.toy_speech_corpus import NUMBER_WORDS
 from vllm_dynin.training_ext.tiny.words import DIGIT_WORDS
 
 SPOKEN_NUMBERS: tuple[str, ...] = tuple(NUMBER_WORDS[:20])

@@ -1,7 +1,7 @@
 """Fit the toy speech codec on speech made by flite, and write its checkpoint.
 
     apt-get install flite
-    python -m vllm_dynin.processors.codecs.toy_speech_fit DIRECTORY
+    python -m vllm_dynin.training_ext.codecs.toy_speech_fit DIRECTORY
 
 flite says for each sentence where its phones lie, which gives labels for the classifier and the
 stretches over which a unit's trajectory is averaged. Takes about a minute on one core.
@@ -32,6 +32,7 @@ from vllm_dynin.processors.codecs.speech_features import mel_matrix
 from vllm_dynin.processors.codecs.toy_speech import (
     HALVES,
     PAUSE,
+    PAUSE_NAME,
     POINTS,
     TOY_MODEL_TYPE,
     ToySpeech,
@@ -39,8 +40,8 @@ from vllm_dynin.processors.codecs.toy_speech import (
     neighbour_of,
     phone_of,
 )
-from vllm_dynin.processors.codecs.toy_speech_corpus import corpus
 from vllm_dynin.processors.codecs.toy_vocoder import HOP, SAMPLE_RATE
+from vllm_dynin.training_ext.codecs.toy_speech_corpus import corpus
 
 SPEAKING_VOICE = "rms"  # both judges understand it best (docs/codecs-speech.md)
 LISTENING_VOICES = ("slt", "slt", "rms", "awb", "kal16")  # slt counts twice: demos speak with it
@@ -49,7 +50,6 @@ _NOISY, _PERIODIC, _CLEARLY_VOICED = 0.35, 0.75, 0.6
 _SILENT_FRAMES = 3_000
 _MIN_RUNS = 2  # a stretch that occurred once only is left to the mean of its unit
 _VOICE_KEYS = ("trajectory_of", "envelope", "voicing", "frames", "pitch_hz")
-_FLITE_PAUSE = "pau"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,19 +86,7 @@ def speak(text: str, voice: str) -> Utterance:
 
 def phones_of(utterances: Sequence[Utterance]) -> tuple[str, ...]:
     """The phones that occur, without the pause."""
-    return tuple(sorted({p for u in utterances for p, _ in u.segments} - {_FLITE_PAUSE}))
-
-
-def canonical_units(config: ToySpeechConfig, segments: Sequence[tuple[str, float]]) -> list[int]:
-    """The unit sequence, repeats collapsed, that the phones of a text call for."""
-    units: list[int] = []
-    for phone, _ in segments:
-        if phone != _FLITE_PAUSE:
-            first = 1 + HALVES * config.phones.index(phone)
-            units += [first, first + 1]
-        elif not units or units[-1] != PAUSE:
-            units.append(PAUSE)
-    return units
+    return tuple(sorted({p for u in utterances for p, _ in u.segments} - {PAUSE_NAME}))
 
 
 def frame_labels(config: ToySpeechConfig, utterance: Utterance) -> Tensor:
@@ -107,7 +95,7 @@ def frame_labels(config: ToySpeechConfig, utterance: Utterance) -> Tensor:
     start = 0
     for phone, end in utterance.segments:
         stop = min(round(end * SAMPLE_RATE / HOP), len(labels))
-        if phone != _FLITE_PAUSE:
+        if phone != PAUSE_NAME:
             first = 1 + HALVES * config.phones.index(phone)
             middle = (start + stop + 1) // 2
             labels[start:middle], labels[middle:stop] = first, first + 1

@@ -1,6 +1,6 @@
 """Train a small MAGVIT on pictures, in about a minute on one core.
 
-    python -m vllm_dynin.processors.codecs.train_image DIRECTORY_WITH_PICTURES OUT
+    python -m vllm_dynin.training_ext.codecs.train_image DIRECTORY_WITH_PICTURES OUT
 
 For tests and demos: it shows the real graph, quantiser and file format at work on real
 photographs. The published tokenizer is frozen and never trained here.
