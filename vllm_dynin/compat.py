@@ -22,7 +22,7 @@ from vllm_dynin.processors.codecs.limits import DEFAULT_LIMITS
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
-    from vllm.config import VllmConfig
+    from vllm.config import ModelConfig, VllmConfig
     from vllm.v1.core.sched.scheduler import Scheduler
     from vllm.v1.engine import EngineCoreRequest
     from vllm.v1.engine.input_processor import InputProcessor
@@ -175,12 +175,8 @@ def hook_admission(load: Callable[[], Admission]) -> None:
         # Before vLLM fills in a length and adds what the checkpoint's generation config says.
         given = signature.bind(self, *args, **kwargs).arguments
         asked = checks.Asked.by(given["params"])
-        try:
-            request = original(self, *args, **kwargs)
-            checks.admit_request(request, asked, self.vllm_config)
-        except Exception:
-            _forget_media(self, given["prompt"])
-            raise
+        request = original(self, *args, **kwargs)
+        checks.admit_request(request, asked, self.vllm_config)
         return request
 
     resolve = InputProcessor.resolve_watermarking
@@ -196,18 +192,27 @@ def hook_admission(load: Callable[[], Admission]) -> None:
     InputProcessor.resolve_watermarking = resolve_watermarking  # type: ignore[method-assign]
 
 
-def _forget_media(processor: InputProcessor, prompt: Any) -> None:
-    """Take the media of a refused request out of the frontend's cache.
+def share_no_media(model_config: ModelConfig) -> None:
+    """Switch off the cache in which vLLM's frontend notes what media the engine core has.
 
-    That cache holds what the engine core is believed to have. A refused request never gets there,
-    so the next request with the same medium would be sent without its data and fail.
-    Remove when vLLM does this for requests it refuses itself.
+    A medium is noted while its request is rendered. Where the request is refused after that, and
+    many checks come after it, the medium never gets to the core, and the next client's request with
+    the same one is sent without its data and fails. What a medium was encoded to is still shared
+    by everybody who sends it: the worker keeps it by content (`processors/multimodal.py`).
+    Remove when vLLM notes media as they are sent.
     """
-    cache = processor.renderer.mm_processor_cache
-    if cache is not None and isinstance(prompt, dict):
-        for hashes in prompt.get("mm_hashes", {}).values():
-            for mm_hash in hashes:
-                cache.invalidate(mm_hash)
+    multimodal = model_config.multimodal_config
+    if multimodal is None:
+        return
+    asked = multimodal.mm_processor_cache_gb
+    if asked not in (0, type(multimodal)().mm_processor_cache_gb):
+        logger.warning(
+            "--mm-processor-cache-gb %s is not used: with that cache, a request that is refused "
+            "makes the next one with the same picture fail; media are kept as codes, by content, "
+            "where the model runs",
+            asked,
+        )
+    multimodal.mm_processor_cache_gb = 0
 
 
 def keep_stated_lengths() -> None:
@@ -271,6 +276,49 @@ def lower_request_limits() -> None:
 
     for name, value in _SAFE_DEFAULTS.items():
         os.environ.setdefault(name, value)
+
+
+OPEN_PATHS = frozenset(
+    {"/", "/health", "/ping", "/version", "/metrics", "/docs", "/redoc", "/openapi.json"}
+)
+OPEN_FOLDERS = ("/static/", "/metrics/", "/docs/")
+"""What a server with `--api-key` shows to everybody: whether it is well, what it counts, how it is
+spoken to, and the page, which asks for the key."""
+
+
+def guard_every_path() -> None:
+    """Let `--api-key` guard everything but `OPEN_PATHS` and `OPEN_FOLDERS`.
+
+    vLLM's guard looks at paths below `/v1` only, and `/invocations`, `/generative_scoring`,
+    `/inference/v1/generate`, `/tokenize`, `/scale_elastic_ep` and more are beside it.
+    Called when an engine for this family is configured: servers of other models are as they were.
+    Remove when vLLM's guard covers what generates.
+    """
+    from starlette.datastructures import Headers
+    from starlette.responses import JSONResponse
+    from vllm.entrypoints.serve.middleware.authenticate import AuthenticationMiddleware
+
+    original = AuthenticationMiddleware.__call__
+    if getattr(original, "_dynin", False):
+        return
+
+    @wraps(original)
+    def __call__(self: Any, scope: Any, receive: Any, send: Any) -> Any:
+        is_asked = scope["type"] in ("http", "websocket") and scope.get("method") != "OPTIONS"
+        is_closed = is_asked and not is_open(
+            scope["path"].removeprefix(scope.get("root_path", ""))
+        )
+        if is_closed and not self.verify_token(Headers(scope=scope)):
+            return JSONResponse({"error": "Unauthorized"}, 401)(scope, receive, send)
+        return original(self, scope, receive, send)
+
+    __call__._dynin = True  # type: ignore[attr-defined]
+    AuthenticationMiddleware.__call__ = __call__  # type: ignore[method-assign]
+
+
+def is_open(path: str) -> bool:
+    """Whether a path of the server needs no API key."""
+    return path in OPEN_PATHS or path.startswith(OPEN_FOLDERS)
 
 
 def forget_encoder_inputs(scheduler: Scheduler, request_id: str) -> None:

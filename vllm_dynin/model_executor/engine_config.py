@@ -29,6 +29,7 @@ class EngineConfig(VerifyAndUpdateConfig):
     @staticmethod
     def verify_and_update_model_config(model_config: ModelConfig) -> None:
         """Take the row count of the token table from the weights, not from `config.json`."""
+        compat.share_no_media(model_config)
         try:
             shapes = checkpoint.tensor_shapes(model_config.model)
         except ValueError:  # not a local folder; the loader checks the rows (weights.py)
@@ -49,6 +50,7 @@ class EngineConfig(VerifyAndUpdateConfig):
 
         _refuse(vllm_config)
         compat.lower_request_limits()
+        compat.guard_every_path()
         model, scheduler = vllm_config.model_config, vllm_config.scheduler_config
         if vllm_config.diffusion_config is None:
             vllm_config.diffusion_config = DiffusionConfig(canvas_length=model.max_model_len)

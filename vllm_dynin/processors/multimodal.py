@@ -2,8 +2,7 @@
 
 A medium enters the prompt as two control tokens side by side (the chat template writes them). They
 are replaced by the pair of its kind around as many stand-in ids as the medium will have codes; the
-worker puts the codes there (model_state.py). vLLM's processor and encoder caches work by content
-hash.
+worker puts the codes there (model_state.py) and keeps them by content hash.
 """
 
 from __future__ import annotations
@@ -190,7 +189,9 @@ class MediaProcessor(BaseMultiModalProcessor[MediaInfo]):
         """Process the media of one prompt; the source of an edit has the edit's resolution.
 
         Here, because nothing later sees the prompt beside the options, and in front of hashing,
-        because the same image at another resolution is another medium.
+        because the same image at another resolution is another medium. Names that came with the
+        media are dropped: they are hashed, so that equal media are encoded once, and nobody gets
+        what somebody else sent under the same name.
         """
         config = self.info.config
         _check_placeholders(inputs, config.vocabulary)
@@ -198,7 +199,7 @@ class MediaProcessor(BaseMultiModalProcessor[MediaInfo]):
         is_edit = infer_task(inputs.prompt, config.vocabulary) in _EDITS
         if is_edit and "resolution" not in options:
             options = {**options, "resolution": config.edit_resolution}
-            inputs = replace(inputs, hf_processor_mm_kwargs=options)
+        inputs = replace(inputs, hf_processor_mm_kwargs=options, mm_uuid_items={})
         return super().apply(inputs, timing_ctx)
 
     def _call_hf_processor(

@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import httpx
 import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from starlette.routing import Mount, Route, WebSocketRoute
+from vllm.entrypoints.launchers.app import build_app
+from vllm.entrypoints.launchers.cli_args import make_arg_parser
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+from vllm_dynin import compat
+from vllm_dynin.entrypoints.http.plugin import ROUTERS
 
 from .conftest import KEY, ORIGIN
 
@@ -27,7 +37,67 @@ def test_without_the_key(operated, route, key):
     assert answer.status_code == 401
 
 
-@pytest.mark.parametrize("route", ["/health", "/metrics", "/", "/static/app.js", "/version"])
+NEEDS_NO_KEY = ("/health", "/metrics", "/", "/static/app.js", "/version", "/openapi.json")
+
+
+def closed(path: str) -> bool:
+    """Whether a route must ask for the key: all but this list."""
+    open_ = {"/", "/health", "/ping", "/version", "/metrics", "/openapi.json", "/docs", "/redoc"}
+    return path not in open_ | {"/docs/oauth2-redirect", "/static"}
+
+
+def test_every_described_route_needs_the_key(operated):
+    """On the running server, vLLM's routes and ours."""
+    paths = httpx.get(operated.url + "/openapi.json", timeout=120).json()["paths"]
+    found = {
+        (method, path): httpx.request(method.upper(), operated.url + path, content=b"{}")
+        for path, methods in paths.items()
+        for method in methods
+        if closed(path)
+    }
+    assert {"/invocations", "/tokenize", "/detokenize", "/generative_scoring"} <= set(paths)
+    assert len(found) > 20
+    answers = {name: answer.status_code for name, answer in found.items()}
+    assert set(answers.values()) == {401}, answers
+
+
+@pytest.mark.parametrize("route", ["/invocations", "/tokenize", "/generative_scoring"])
+def test_with_the_key(http, route):
+    body = {"model": "tiny", "prompt": "a", "max_tokens": 1, "temperature": 0, "text_2": "x"}
+    assert http.post(route, json=body).status_code not in (401, 404, 500)
+
+
+def whole_app(monkeypatch: pytest.MonkeyPatch) -> FastAPI:
+    """Every route that vLLM can have, those for development too, and ours."""
+    monkeypatch.setenv("VLLM_SERVER_DEV_MODE", "1")
+    monkeypatch.setenv("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "1")
+    compat.guard_every_path()
+    parser = make_arg_parser(FlexibleArgumentParser())
+    tasks: Any = ("generate", "transcription", "realtime", "render")
+    app = build_app(parser.parse_args(["--api-key", KEY]), tasks)
+    for router in ROUTERS:
+        app.include_router(router)
+    return app
+
+
+def test_every_route_there_is_needs_the_key(monkeypatch):
+    """Also what the description leaves out, and what other settings switch on."""
+    app = whole_app(monkeypatch)
+    client = TestClient(app, raise_server_exceptions=False)
+    answers = {}
+    for route in app.routes:
+        path = getattr(route, "path", "")
+        assert isinstance(route, Route | Mount | WebSocketRoute), route
+        if not closed(path) or isinstance(route, WebSocketRoute):
+            continue
+        for method in getattr(route, "methods", None) or {"GET"}:
+            answers[method, path] = client.request(method, path, content=b"{}").status_code
+    assert {"/collective_rpc", "/reset_mm_cache"} <= {path for _, path in answers}
+    assert len(answers) > 40
+    assert set(answers.values()) == {401}, answers
+
+
+@pytest.mark.parametrize("route", NEEDS_NO_KEY)
 def test_what_needs_no_key(operated, route):
     assert httpx.get(operated.url + route).status_code == 200
 
