@@ -305,9 +305,7 @@ def guard_every_path() -> None:
     @wraps(original)
     def __call__(self: Any, scope: Any, receive: Any, send: Any) -> Any:
         is_asked = scope["type"] in ("http", "websocket") and scope.get("method") != "OPTIONS"
-        is_closed = is_asked and not is_open(
-            scope["path"].removeprefix(scope.get("root_path", ""))
-        )
+        is_closed = is_asked and not is_open(scope["path"].removeprefix(scope.get("root_path", "")))
         if is_closed and not self.verify_token(Headers(scope=scope)):
             return JSONResponse({"error": "Unauthorized"}, 401)(scope, receive, send)
         return original(self, scope, receive, send)
