@@ -1,5 +1,6 @@
 """What a run leaves is what vLLM serves: the answers it was trained on come out of the engine."""
 
+import torch
 from helpers.engines import start_llm
 from helpers.request_mix import expected_tokens, generate, mixed_cases
 from helpers.tiny_tokenizer import make_tokenizer
@@ -26,7 +27,7 @@ def test_a_trained_model_answers_through_the_engine(tmp_path):
 
     records = [record(Task.TEXT_TO_TEXT, number) for number in range(3)]
     requests = [dynin.TextToText(one.text, max_tokens=16) for one in records]
-    reference = load_reference(final)
+    reference = load_reference(final, dtype=torch.float32)  # as the engine below
     cases = mixed_cases(6, reference.config, seed=3, max_prompt=30, max_tokens=16)
     with start_llm(final) as llm:
         answers = dynin.generate(llm, requests)

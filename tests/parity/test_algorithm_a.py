@@ -9,7 +9,7 @@ from helpers.plans import text_plan
 
 from vllm_dynin.config import LLaDAConfig
 from vllm_dynin.sampling.loop import denoise
-from vllm_dynin.sampling.noise import step_generator
+from vllm_dynin.sampling.noise import StepDraws
 from vllm_dynin.tokens import NUM_CONTROL_TOKENS
 
 CONFIG = LLaDAConfig(text_vocab_size=40 + NUM_CONTROL_TOKENS, vocab_size=320, d_model=8, n_heads=2)
@@ -36,13 +36,10 @@ def decode(model, prompt, num_tokens, **options):
     return decoder.ids.tolist()
 
 
-def keyed_draws(seed, temperature, block, step, rows):
-    """The draws our decoder documents: one generator a step, noise first, then confidences."""
-    generator = step_generator(CPU, seed, block, step)
-    noise = torch.full((len(rows), CONFIG.vocab_size), 0.5, dtype=torch.float64)
-    if temperature > 0:
-        noise = torch.rand(noise.shape, dtype=torch.float64, generator=generator)
-    return noise, torch.rand(len(rows), dtype=torch.float64, generator=generator)
+def keyed_draws(seed, prompt, block, step, rows):
+    """The draws our decoder documents: keyed by the slot, which is the row behind the prompt."""
+    draws = StepDraws(seed, 0, block, step).at(rows - len(prompt))
+    return draws.uniform(CONFIG.vocab_size), draws.ranking(torch.float64)
 
 
 @pytest.mark.parametrize("remasking", ["low_confidence", "random"])
@@ -65,7 +62,7 @@ def test_equals_the_original(shape, temperature, cfg_scale, remasking):
             temperature=temperature,
             cfg_scale=cfg_scale,
             remasking=remasking,
-            draws=partial(keyed_draws, seed, temperature),
+            draws=partial(keyed_draws, seed, prompt),
         )
         found = decode(
             model,
@@ -102,7 +99,7 @@ def test_masks_that_are_proposed_are_kept_and_revisited(
             mask_id=MASK,
             temperature=temperature,
             remasking=remasking,
-            draws=partial(keyed_draws, seed, temperature),
+            draws=partial(keyed_draws, seed, prompt),
         )
         options = {"steps": steps, "block_length": block_length, "remasking": remasking}
         plan = text_plan(
@@ -166,12 +163,9 @@ def test_default_parity_is_the_original_over_text_columns_without_the_mask(tempe
             return logits
 
         def draws(block, step, rows, seed=seed):
-            generator = step_generator(CPU, seed, block, step)
             noise = torch.full((len(rows), CONFIG.vocab_size), 0.5, dtype=torch.float64)
-            if temperature > 0:
-                shape = (len(rows), vocabulary.text.stop)
-                drawn = torch.rand(shape, dtype=torch.float64, generator=generator)
-                noise[:, : vocabulary.text.stop] = drawn
+            drawn = StepDraws(seed, 0, block, step).at(rows - 2).uniform(vocabulary.text.stop)
+            noise[:, : vocabulary.text.stop] = drawn
             return noise, torch.zeros(len(rows), dtype=torch.float64)
 
         expected = algorithm_a(

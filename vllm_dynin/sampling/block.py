@@ -20,7 +20,7 @@ from torch import Tensor
 from vllm_dynin.sampling.columns import Columns
 from vllm_dynin.sampling.confidence import Remasking, propose
 from vllm_dynin.sampling.logprobs import RowLogprobs
-from vllm_dynin.sampling.noise import step_generator
+from vllm_dynin.sampling.noise import StepDraws
 from vllm_dynin.sampling.policies import select_to_unmask
 from vllm_dynin.sampling.schedules import BlockSpan, block_spans, transfer_counts
 from vllm_dynin.sampling.tiles import LogitRows, propose_in_tiles
@@ -126,7 +126,7 @@ class BlockDecoder:
                 temperature=self._options.temperature,
                 remasking=self._options.remasking,
             ),
-            generator_of=self._generator,
+            draws=self._draws(),
             logprobs=self.logprobs,
             start=self._start,
         )
@@ -136,11 +136,10 @@ class BlockDecoder:
         if self._step == len(self._counts):
             self._leave_block(self._span)
 
-    def _generator(self, device: torch.device, tile: int) -> torch.Generator | None:
+    def _draws(self) -> StepDraws | None:
         if self._options.temperature == 0 and self._options.remasking != "random":
             return None
-        block = (self._region << 32) + self._num_blocks_done
-        return step_generator(device, self._options.seed, block, self._step, tile)
+        return StepDraws(self._options.seed, self._region, self._num_blocks_done, self._step)
 
     def _leave_block(self, span: BlockSpan) -> None:
         self._num_blocks_done += 1

@@ -8,6 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from vllm_dynin.sampling.noise import SlotDraws
+
 Remasking = Literal["low_confidence", "random"]
 """How masked slots are ranked: by the proposal's probability, or at random."""
 
@@ -31,7 +33,7 @@ def gumbel_scores(logits_RK: Tensor, temperature: float, noise_RK: Tensor) -> Te
     Args:
         logits_RK: any floating dtype.
         temperature: above 0.
-        noise_RK: float64 uniform draws in [0, 1).
+        noise_RK: float64 uniform draws in (0, 1).
 
     Returns:
         float64 [R, K]: `exp(logit) / (-ln u) ** temperature`.
@@ -44,7 +46,7 @@ def gumbel_scores(logits_RK: Tensor, temperature: float, noise_RK: Tensor) -> Te
 
 def propose(
     logits_RK: Tensor,
-    generator: torch.Generator | None,
+    draws: SlotDraws | None,
     *,
     temperature: float,
     remasking: Remasking,
@@ -54,8 +56,7 @@ def propose(
     Args:
         logits_RK: logits of masked slots over the allowed columns; a column at -inf is never
             proposed. Not modified.
-        generator: source of the draws, owned by the caller and advanced; may be None where
-            nothing random is asked for.
+        draws: of the slots the rows belong to; may be None where nothing random is asked for.
         temperature: 0 proposes the arg-max, above 0 samples.
         remasking: what the confidence is.
 
@@ -64,18 +65,15 @@ def propose(
 
     Source: `mmu_generate` of Dynin-Omni, steps 4 and 5 of one denoising step.
     """
-    num_rows = logits_RK.shape[0]
     if temperature > 0:
-        noise = torch.rand(
-            logits_RK.shape, dtype=torch.float64, device=logits_RK.device, generator=generator
-        )
-        column = gumbel_scores(logits_RK, temperature, noise).argmax(-1)
+        assert draws is not None
+        noise_RK = draws.uniform(logits_RK.shape[-1])
+        column = gumbel_scores(logits_RK, temperature, noise_RK).argmax(-1)
     else:
         column = logits_RK.argmax(-1)
     if remasking == "random":
-        confidence = torch.rand(
-            num_rows, dtype=torch.float64, device=logits_RK.device, generator=generator
-        )
+        assert draws is not None
+        confidence = draws.ranking(torch.float64)
     else:
         chosen = logits_RK.gather(-1, column[:, None]).double()[:, 0]
         confidence = (chosen - logits_RK.double().logsumexp(-1)).exp()

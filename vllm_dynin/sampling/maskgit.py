@@ -18,13 +18,10 @@ from torch import Tensor
 from vllm_dynin.canvas import Parity
 from vllm_dynin.sampling.columns import Columns
 from vllm_dynin.sampling.logprobs import RowLogprobs
-from vllm_dynin.sampling.noise import step_generator
+from vllm_dynin.sampling.noise import SlotDraws, StepDraws
 from vllm_dynin.sampling.proposals import propose_sampled
 from vllm_dynin.sampling.schedules import mask_ratio
 from vllm_dynin.sampling.tiles import LogitRows, propose_in_tiles
-
-_NOISE_PART = -1
-"""Key of the confidence noise, beside those of the tiles of rows (0, 1, …)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +114,7 @@ def select_to_remask(
     *,
     scale: float,
     parity: Parity,
-    generator: torch.Generator | None,
+    draws: SlotDraws | None,
 ) -> Tensor:
     """Mark the least confident proposals, after noise.
 
@@ -128,7 +125,7 @@ def select_to_remask(
         parity: `default` marks exactly `num` (ties: the lower row); `reference` marks what is
             below the num-th smallest value, hence fewer where values tie, all of them in the
             dtype of the confidence.
-        generator: source of the noise, owned by the caller and advanced; may be None without.
+        draws: of the slots the rows belong to; may be None without noise.
 
     Returns:
         bool [R], True where the proposal is to be masked again.
@@ -137,7 +134,8 @@ def select_to_remask(
     """
     score_R = confidence_R.clamp(min=1e-20).log()
     if scale > 0:
-        uniform_R = torch.empty_like(score_R).uniform_(generator=generator)
+        assert draws is not None
+        uniform_R = draws.ranking(score_R.dtype)
         gumbel_R = -(-uniform_R.clamp(min=1e-20).log()).clamp(min=1e-20).log()
         score_R = score_R + scale * gumbel_R
     ordered = torch.sort(score_R, stable=True)
@@ -211,6 +209,7 @@ class MaskGitDecoder:
             logits: gives the guided logits of those rows; called for one tile after another.
         """
         options = self._options
+        draws = self._draws()
         proposals = propose_in_tiles(
             slots,
             logits,
@@ -220,7 +219,7 @@ class MaskGitDecoder:
                 temperature=0.0 if options.is_greedy else 1.0,
                 parity=options.parity,
             ),
-            generator_of=self._generator,
+            draws=draws,
             logprobs=self.logprobs,
             start=self._start,
         )
@@ -233,7 +232,9 @@ class MaskGitDecoder:
             num = num_to_remask(self._num_masked, wanted, options.parity)
         chosen = self._column_ids[proposals.column]
         if num:
-            is_remasked = self._select(proposals.confidence, num)
+            is_remasked = self._select(
+                proposals.confidence, num, None if draws is None else draws.at(slots)
+            )
             chosen = torch.where(is_remasked, self._mask_id, chosen)
             if options.parity is Parity.REFERENCE:  # ties may have marked fewer
                 num = int(is_remasked.sum())
@@ -243,17 +244,17 @@ class MaskGitDecoder:
         if num == 0:
             self.num_committed = self._stop
 
-    def _select(self, confidence_R: Tensor, num: int) -> Tensor:
+    def _select(self, confidence_R: Tensor, num: int, draws: SlotDraws | None) -> Tensor:
         options = self._options
         return select_to_remask(
             confidence_R,
             num,
             scale=noise_scale(self._step, options.num_steps, options.temperature),
             parity=options.parity,
-            generator=self._generator(confidence_R.device, _NOISE_PART),
+            draws=draws,
         )
 
-    def _generator(self, device: torch.device, part: int) -> torch.Generator | None:
+    def _draws(self) -> StepDraws | None:
         if self._options.is_greedy:
             return None
-        return step_generator(device, self._options.seed, self._region << 32, self._step, part)
+        return StepDraws(self._options.seed, self._region, 0, self._step)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from vllm_dynin.canvas import Parity
 from vllm_dynin.sampling.confidence import Proposals
+from vllm_dynin.sampling.noise import SlotDraws
 
 
 def propose_sampled(
     logits_RK: Tensor,
-    generator: torch.Generator | None,
+    draws: SlotDraws | None,
     *,
     temperature: float,
     parity: Parity,
@@ -21,7 +21,7 @@ def propose_sampled(
     Args:
         logits_RK: logits of masked slots over the allowed columns; a column at -inf is never
             proposed. Not modified.
-        generator: source of the draws, owned by the caller and advanced; None for the arg-max.
+        draws: of the slots the rows belong to; None for the arg-max.
         temperature: 0 proposes the arg-max; above 0 the logits are divided by it and a column is
             sampled.
         parity: `default` computes in float32; `reference` in the dtype of the logits, so that in
@@ -40,8 +40,8 @@ def propose_sampled(
         # 1 is by far the most common, and dividing by it would only copy.
         scaled_RK = logits_RK if temperature == 1 else logits_RK / max(temperature, 1e-5)
         p_RK = scaled_RK.softmax(-1)
-        noise_RK = torch.empty_like(p_RK).exponential_(generator=generator)
-        noise_RK.clamp_(min=torch.finfo(noise_RK.dtype).tiny)  # 0 / 0 would win the arg-max
+        assert draws is not None
+        noise_RK = draws.exponential(p_RK.shape[-1], p_RK.dtype)
         column_R = (p_RK / noise_RK).argmax(-1)
     else:
         p_RK = logits_RK.softmax(-1)

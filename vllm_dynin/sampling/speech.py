@@ -18,7 +18,7 @@ from torch import Tensor
 from vllm_dynin.canvas import Parity
 from vllm_dynin.sampling.columns import Columns
 from vllm_dynin.sampling.logprobs import RowLogprobs
-from vllm_dynin.sampling.noise import step_generator
+from vllm_dynin.sampling.noise import StepDraws
 from vllm_dynin.sampling.policies import select_to_unmask
 from vllm_dynin.sampling.proposals import propose_sampled
 from vllm_dynin.sampling.schedules import BlockSpan, transfer_counts
@@ -168,15 +168,14 @@ class SpeechDecoder:
                 temperature=self._options.sampling_temperature,
                 parity=self._options.parity,
             ),
-            generator_of=partial(self._generator, now),
+            draws=self._draws(now),
             logprobs=self.logprobs,
             start=self._start,
         )
         rows = select_to_unmask(proposals.confidence, now.num_to_unmask)
         self._ids[slots[rows]] = self._column_ids[proposals.column[rows]]
 
-    def _generator(self, now: _Step, device: torch.device, tile: int) -> torch.Generator | None:
+    def _draws(self, now: _Step) -> StepDraws | None:
         if self._options.sampling_temperature == 0:
             return None
-        block = (self._region << 32) + now.block
-        return step_generator(device, self._options.seed, block, now.step, tile)
+        return StepDraws(self._options.seed, self._region, now.block, now.step)

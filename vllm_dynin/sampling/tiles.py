@@ -10,31 +10,28 @@ from torch import Tensor
 from vllm_dynin.sampling.columns import Columns
 from vllm_dynin.sampling.confidence import Proposals
 from vllm_dynin.sampling.logprobs import RowLogprobs, row_logprobs
+from vllm_dynin.sampling.noise import SlotDraws, StepDraws
 
 LogitRows = Callable[[int, int], Tensor]
 """`rows(first, stop)`: guided logits [stop - first, K] of those of the wanted rows."""
 
-GeneratorOf = Callable[[torch.device, int], torch.Generator | None]
-"""`generator_of(device, tile)`: source of the draws of one tile of rows; None draws nothing."""
-
-Propose = Callable[[Tensor, torch.Generator | None], Proposals]
-"""`propose(logits_RK, generator)`: a column per row and its confidence."""
+Propose = Callable[[Tensor, SlotDraws | None], Proposals]
+"""`propose(logits_RK, draws)`: a column per row and its confidence; None draws nothing."""
 
 TILE_ELEMENTS = 1 << 21
-"""Logits looked at together. Fixed, because each tile of rows has its own draws: a bound that
-followed free memory would make a sample depend on the machine's load."""
+"""Logits looked at together. Bounds memory; no draw depends on it."""
 
 
-def row_tiles(num_rows: int, width: int) -> Iterator[tuple[int, int, int]]:
-    """Cut rows into tiles: `(index of the tile, first row, row behind the last)`.
+def row_tiles(num_rows: int, width: int) -> Iterator[tuple[int, int]]:
+    """Cut rows into tiles: `(first row, row behind the last)`.
 
     Args:
         num_rows: rows of logits.
         width: columns of a row.
     """
     height = max(1, TILE_ELEMENTS // width)
-    for index, first in enumerate(range(0, num_rows, height)):
-        yield index, first, min(first + height, num_rows)
+    for first in range(0, num_rows, height):
+        yield first, min(first + height, num_rows)
 
 
 def propose_in_tiles(
@@ -43,7 +40,7 @@ def propose_in_tiles(
     columns: Columns,
     *,
     propose: Propose,
-    generator_of: GeneratorOf,
+    draws: StepDraws | None,
     logprobs: RowLogprobs | None,
     start: int,
 ) -> Proposals:
@@ -54,15 +51,15 @@ def propose_in_tiles(
         logits: gives the guided logits of rows; called for one tile after another.
         columns: allowed ids.
         propose: how a row's proposal is made.
-        generator_of: source of the draws.
+        draws: of this step; None where nothing is random.
         logprobs: where to keep the log-probabilities of the proposals, or None. A slot proposed
             for again is overwritten, so that the step that decided it stands.
         start: first slot of the region, row 0 of `logprobs`.
     """
     proposed, confidences = [], []
-    for tile, first, stop in row_tiles(slots.shape[0], columns.width):
+    for first, stop in row_tiles(slots.shape[0], columns.width):
         part = columns.forbid_excluded(logits(first, stop))
-        found = propose(part, generator_of(part.device, tile))
+        found = propose(part, None if draws is None else draws.at(slots[first:stop]))
         proposed.append(found.column)
         confidences.append(found.confidence)
         if logprobs is not None:

@@ -87,7 +87,7 @@ def test_step_logits(omni, monkeypatch, max_elements):
         if request.unconditional_rows is not None:
             second = whole_head(model, hidden[request.unconditional_rows])[:, ids]
             wanted = guide(wanted, second, 2.5, request.form)
-        for _, first, stop in row_tiles(len(request.rows), width):
+        for first, stop in row_tiles(len(request.rows), width):
             found = step.rows(number, first, stop)
             torch.testing.assert_close(found, wanted[first:stop], **TOLERANCE)
             held = sum(part.numel() for part in step._computed.values())

@@ -21,7 +21,7 @@ from vllm_dynin.sampling.block import BlockOptions
 from vllm_dynin.sampling.columns import Columns
 from vllm_dynin.sampling.decoder import CanvasDecoder, Plan
 from vllm_dynin.sampling.loop import denoise
-from vllm_dynin.sampling.noise import step_generator
+from vllm_dynin.sampling.noise import StepDraws
 from vllm_dynin.sampling.schedules import block_spans, transfer_counts
 
 CPU = torch.device("cpu")
@@ -196,10 +196,7 @@ def test_resuming_in_reference_parity(temperature):
 @pytest.mark.parametrize("slots", ["_#__", "##______", "____####____", "#_#_#_#_", "_______#"])
 def test_pinned_slots_equal_the_original_started_with_them(slots, temperature):
     def draws(block, step, rows):
-        generator = step_generator(CPU, 7, block, step)
-        noise = torch.full((len(rows), NUM_IDS), 0.5, dtype=torch.float64)
-        if temperature:
-            noise = torch.rand(noise.shape, dtype=torch.float64, generator=generator)
+        noise = StepDraws(7, 0, block, step).at(rows - 3).uniform(NUM_IDS)
         return noise, torch.zeros(len(rows), dtype=torch.float64)
 
     plan = make_plan(slots, steps=len(slots) // 2, temperature=temperature, seed=7)
@@ -362,8 +359,11 @@ def test_logprobs_of_slots_that_no_step_decided():
     assert num_left > 3
 
 
-def test_tiles_of_rows_change_no_greedy_answer(monkeypatch):
-    plan = make_plan("_" * 21, block_length=21, steps=4, logprobs=2)
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("remasking", ["low_confidence", "random"])
+def test_tiles_of_rows_change_no_answer(monkeypatch, temperature, remasking):
+    options = {"temperature": temperature, "remasking": remasking, "logprobs": 2}
+    plan = make_plan("_" * 21, block_length=21, steps=4, **options)
     whole, _ = run(plan)
     monkeypatch.setattr(tiles, "TILE_ELEMENTS", 3 * NUM_IDS)
     tiled, _ = run(plan)
@@ -371,9 +371,8 @@ def test_tiles_of_rows_change_no_greedy_answer(monkeypatch):
     assert torch.equal(whole.logprobs(0, 21).logprobs, tiled.logprobs(0, 21).logprobs)
 
 
-def test_tiles_have_draws_of_their_own(monkeypatch):
-    """Equal rows in different tiles draw different tokens, the same ones every time."""
-    monkeypatch.setattr(tiles, "TILE_ELEMENTS", 8 * NUM_IDS)
+def test_slots_have_draws_of_their_own():
+    """Equal rows draw different tokens, the same ones every time."""
     model = FakeModel(*(torch.zeros_like(part) for part in vars(MODEL).values()))
     plan = make_plan("_" * 16, block_length=16, steps=1, temperature=1.0)
     ids = run(plan, model=model)[0].ids.tolist()

@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from vllm_dynin.sampling.confidence import gumbel_scores, propose
+from vllm_dynin.sampling.noise import StepDraws
 
 LOGITS = torch.tensor([[1.0, 0.0, 0.5]])
 
 
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
+def draws(num_rows, seed=0):
+    return StepDraws(seed, 0, 0, 0).at(torch.arange(num_rows))
 
 
 @pytest.mark.parametrize(
@@ -42,7 +43,7 @@ def test_sampled_frequencies_are_the_softmax(temperature, dtype):
         row.expand(num_rows, -1),
         temperature=temperature,
         remasking="low_confidence",
-        generator=generator(3),
+        draws=draws(num_rows, 3),
     )
     counts = torch.bincount(found.column, minlength=6).double()
     expected = (row.double() / temperature).softmax(-1) * num_rows
@@ -53,10 +54,8 @@ def test_sampled_frequencies_are_the_softmax(temperature, dtype):
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_confidence_is_the_clean_softmax_of_the_proposal(temperature):
-    logits = torch.randn(40, 17, generator=generator()) * 3
-    found = propose(
-        logits, temperature=temperature, remasking="low_confidence", generator=generator(1)
-    )
+    logits = torch.randn(40, 17, generator=torch.Generator().manual_seed(0)) * 3
+    found = propose(logits, temperature=temperature, remasking="low_confidence", draws=draws(40, 1))
     expected = logits.double().softmax(-1).gather(-1, found.column[:, None])[:, 0]
     assert found.confidence.dtype == torch.float64
     assert torch.allclose(found.confidence, expected, atol=1e-12, rtol=0)
@@ -68,7 +67,7 @@ def test_confidence_is_the_clean_softmax_of_the_proposal(temperature):
 
 def test_bfloat16_confidence_is_computed_in_float64():
     logits = torch.tensor([[8.0, 0.0], [8.0625, 0.0]]).bfloat16()
-    found = propose(logits, temperature=0, remasking="low_confidence", generator=None)
+    found = propose(logits, temperature=0, remasking="low_confidence", draws=None)
     # A bfloat16 soft-max would round both to 1.
     expected = [1 / (1 + math.exp(-8.0)), 1 / (1 + math.exp(-8.0625))]
     assert found.confidence.tolist() == pytest.approx(expected, abs=1e-14)
@@ -76,9 +75,9 @@ def test_bfloat16_confidence_is_computed_in_float64():
 
 def test_random_confidence_is_uniform_and_keyed():
     logits = torch.zeros(20_000, 2)
-    first = propose(logits, temperature=0, remasking="random", generator=generator(1))
-    again = propose(logits, temperature=0, remasking="random", generator=generator(1))
-    other = propose(logits, temperature=0, remasking="random", generator=generator(2))
+    first = propose(logits, temperature=0, remasking="random", draws=draws(20_000, 1))
+    again = propose(logits, temperature=0, remasking="random", draws=draws(20_000, 1))
+    other = propose(logits, temperature=0, remasking="random", draws=draws(20_000, 2))
     assert torch.equal(first.confidence, again.confidence)
     assert not torch.equal(first.confidence, other.confidence)
     assert first.confidence.min() >= 0 and first.confidence.max() < 1
@@ -86,18 +85,18 @@ def test_random_confidence_is_uniform_and_keyed():
     assert bool(((tenths - 2000).abs() < 5 * math.sqrt(2000 * 0.9)).all())
 
 
-def test_logits_are_not_modified_and_greedy_needs_no_generator():
+def test_logits_are_not_modified_and_greedy_needs_no_draws():
     logits = torch.tensor([[0.0, 2.0, 1.0]])
     before = logits.clone()
-    propose(logits, temperature=1.0, remasking="low_confidence", generator=generator())
-    greedy = propose(logits, temperature=0.0, remasking="low_confidence", generator=None)
+    propose(logits, temperature=1.0, remasking="low_confidence", draws=draws(1))
+    greedy = propose(logits, temperature=0.0, remasking="low_confidence", draws=None)
     assert torch.equal(logits, before)
     assert greedy.column.tolist() == [1]
-    empty = propose(logits[:0], temperature=0.0, remasking="low_confidence", generator=None)
+    empty = propose(logits[:0], temperature=0.0, remasking="low_confidence", draws=None)
     assert len(empty.column) == len(empty.confidence) == 0
 
 
 def test_extreme_logits_stay_finite():
     logits = torch.tensor([[1e4, 0.0], [-1e4, -1e4]])
-    found = propose(logits, temperature=0.0, remasking="low_confidence", generator=None)
+    found = propose(logits, temperature=0.0, remasking="low_confidence", draws=None)
     assert found.confidence.tolist() == pytest.approx([1.0, 0.5], abs=1e-11)

@@ -8,7 +8,7 @@ from vllm_dynin.canvas import GuidanceForm, Parity
 from vllm_dynin.sampling.columns import Columns
 from vllm_dynin.sampling.guidance import guide
 from vllm_dynin.sampling.maskgit import MaskGitDecoder, MaskGitOptions, select_to_remask
-from vllm_dynin.sampling.noise import step_generator
+from vllm_dynin.sampling.noise import StepDraws
 from vllm_dynin.sampling.proposals import propose_sampled
 from vllm_dynin.sampling.schedules import mask_ratio
 
@@ -34,8 +34,8 @@ def transcription(ids, num_slots, model, options):
     for k in range(options.num_steps):
         logits = model(ids)[:num_slots]
         p = torch.softmax(logits, -1)
-        draws = step_generator(CPU, options.seed, 0, k, 0)
-        e = torch.empty_like(p[is_unknown]).exponential_(generator=draws)
+        draws = StepDraws(options.seed, 0, 0, k).at(is_unknown.nonzero()[:, 0])
+        e = draws.exponential(p.shape[1], p.dtype)
         sample = cur.clone()
         sample[is_unknown] = (p[is_unknown] / e).argmax(-1)
         r = (k + 1) / options.num_steps
@@ -47,8 +47,7 @@ def transcription(ids, num_slots, model, options):
         tau = tau * (1 - r)
         c = torch.log(torch.clamp(conf, min=1e-20))
         if tau > 0:
-            draws = step_generator(CPU, options.seed, 0, k, -1)
-            u = torch.empty_like(c[is_unknown]).uniform_(generator=draws)
+            u = draws.ranking(c.dtype)
             noise = -torch.log(torch.clamp(-torch.log(torch.clamp(u, min=1e-20)), min=1e-20))
             c[is_unknown] = c[is_unknown] + tau * noise
         # With one slot the original's cut-off would lie outside; nothing is known yet.
@@ -103,7 +102,7 @@ def test_default_equals_the_transcription_in_float32(num_slots, num_steps) -> No
 
 def test_bfloat16_ties_mask_fewer_in_reference_only() -> None:
     confidence = torch.tensor([0.5, 0.5, 0.5, 0.9])
-    options = {"scale": 0.0, "generator": None}
+    options = {"scale": 0.0, "draws": None}
     tied = select_to_remask(confidence, 2, parity=Parity.REFERENCE, **options)
     assert tied.tolist() == [False] * 4
     exact = select_to_remask(confidence, 2, parity=Parity.DEFAULT, **options)
@@ -113,20 +112,20 @@ def test_bfloat16_ties_mask_fewer_in_reference_only() -> None:
 @pytest.mark.parametrize("parity", list(Parity))
 def test_least_confident_are_remasked(parity) -> None:
     confidence = torch.tensor([0.9, 0.2, 0.5, 0.7])
-    marked = select_to_remask(confidence, 2, scale=0.0, parity=parity, generator=None)
+    marked = select_to_remask(confidence, 2, scale=0.0, parity=parity, draws=None)
     assert marked.tolist() == [False, True, True, False]
 
 
 def test_remasking_noise_has_gumbel_frequencies() -> None:
     """The kept one of two is a Gumbel-max draw: it follows conf ** (1 / scale)."""
     confidence = torch.tensor([0.8, 0.2])
-    generator = torch.Generator().manual_seed(0)
     num = 4000
     for scale, expected in [(1.0, 0.8), (0.5, 0.64 / 0.68)]:
         kept_first = 0
-        for _ in range(num):
+        for step in range(num):
+            draws = StepDraws(0, 0, 0, step).at(torch.arange(2))
             marked = select_to_remask(
-                confidence, 1, scale=scale, parity=Parity.DEFAULT, generator=generator
+                confidence, 1, scale=scale, parity=Parity.DEFAULT, draws=draws
             )
             kept_first += int(not marked[0])
         deviation = (expected * (1 - expected) / num) ** 0.5
@@ -138,9 +137,9 @@ def test_remasking_noise_has_gumbel_frequencies() -> None:
 def test_proposals_have_softmax_frequencies(parity, temperature) -> None:
     logits = torch.tensor([2.0, 1.0, 0.0, -1.0, -torch.inf])
     num = 40_000
-    generator = torch.Generator().manual_seed(1)
+    draws = StepDraws(1, 0, 0, 0).at(torch.arange(num))
     found = propose_sampled(
-        logits.expand(num, 5).clone(), temperature=temperature, parity=parity, generator=generator
+        logits.expand(num, 5).clone(), temperature=temperature, parity=parity, draws=draws
     )
     expected = torch.softmax(logits / temperature, -1)
     counts = torch.bincount(found.column, minlength=5)
@@ -153,8 +152,8 @@ def test_proposals_have_softmax_frequencies(parity, temperature) -> None:
 def test_forbidden_columns_are_never_drawn_in_bfloat16() -> None:
     logits = torch.full((2000, 64), -torch.inf, dtype=torch.bfloat16)
     logits[:, 3] = 0
-    generator = torch.Generator().manual_seed(0)
-    found = propose_sampled(logits, temperature=1.0, parity=Parity.REFERENCE, generator=generator)
+    draws = StepDraws(0, 0, 0, 0).at(torch.arange(2000))
+    found = propose_sampled(logits, temperature=1.0, parity=Parity.REFERENCE, draws=draws)
     assert (found.column == 3).all()
     assert found.confidence.dtype == torch.bfloat16
 
@@ -226,14 +225,15 @@ def test_same_seed_same_image_and_another_seed_another() -> None:
     assert results[0] == results[1] != results[2]
 
 
-def test_tiles_cover_all_rows(monkeypatch) -> None:
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_tiles_change_nothing(monkeypatch, temperature) -> None:
     monkeypatch.setattr("vllm_dynin.sampling.tiles.TILE_ELEMENTS", 24 * 7)
-    greedy = MaskGitOptions(num_steps=4, temperature=0.0)
+    options = MaskGitOptions(num_steps=4, temperature=temperature)
     model = FakeModel(24, 24)
-    ids, decoder = make(24, 24, greedy)
+    ids, decoder = make(24, 24, options)
     tiled = [step.tolist() for step in run(decoder, ids, model)]
     monkeypatch.undo()
-    ids, decoder = make(24, 24, greedy)
+    ids, decoder = make(24, 24, options)
     assert tiled == [step.tolist() for step in run(decoder, ids, model)]
 
 

@@ -6,7 +6,7 @@ from helpers.fake_model import FIRST, MASK, FakeModel, run
 
 from vllm_dynin.canvas import Parity
 from vllm_dynin.sampling.columns import Columns
-from vllm_dynin.sampling.noise import step_generator
+from vllm_dynin.sampling.noise import StepDraws
 from vllm_dynin.sampling.speech import SpeechDecoder, SpeechOptions, speech_spans
 
 CPU = torch.device("cpu")
@@ -46,8 +46,8 @@ def transcription(num_slots, model, options):
             if options.temperature > 0:
                 classes = classes / max(options.temperature, 1e-5)
             p = torch.softmax(classes, -1)
-            draws = step_generator(CPU, options.seed, b, i, 0)
-            e = torch.empty_like(p).exponential_(generator=draws)
+            slots = left.nonzero()[:, 0] + window.start
+            e = StepDraws(options.seed, 0, b, i).at(slots).exponential(p.shape[1], p.dtype)
             sample = (p / e).argmax(-1)
             conf = p.gather(-1, sample[:, None])[:, 0]
             best = torch.sort(conf, descending=True, stable=True).indices[: counts[i]]
@@ -55,7 +55,7 @@ def transcription(num_slots, model, options):
             token = torch.where(
                 chosen == UNITS, EOA, torch.where(chosen > UNITS, EOS, chosen + FIRST)
             )
-            ids[left.nonzero()[:, 0][best] + window.start] = token
+            ids[slots[best]] = token
     return ids
 
 
