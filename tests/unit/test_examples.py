@@ -96,7 +96,7 @@ def test_variables_are_those_that_are_read(compose):
 def test_the_private_ranges_are_those_the_server_refuses(kubernetes):
     import ipaddress
 
-    from vllm_dynin.entrypoints.media_connector import is_public
+    from vllm_dynin.entrypoints.public_connection import is_public
 
     block = kubernetes["NetworkPolicy"]["spec"]["egress"][1]["to"][0]["ipBlock"]
     for network in map(ipaddress.ip_network, block["except"]):

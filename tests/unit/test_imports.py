@@ -50,11 +50,14 @@ TOP = {"__init__", "entrypoints", "api"}
 NEEDS_VLLM = (
     "model_executor/",
     "processors/multimodal.py",
+    "processors/media_items.py",
     "compat.py",
     "entrypoints/reasoning.py",
     "entrypoints/http/",
     "entrypoints/metrics.py",
     "entrypoints/media_connector.py",
+    "entrypoints/media_io/",
+    "entrypoints/public_connection.py",
 )
 # These may import it inside a function.
 MAY_IMPORT_VLLM_LAZILY = (

@@ -9,8 +9,6 @@ import time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-import av
-import numpy as np
 import pytest
 from PIL import Image
 
@@ -18,14 +16,8 @@ pytest.importorskip("vllm")
 from vllm.connections import MediaDownloadSizeExceededError
 from vllm.exceptions import VLLMValidationError
 
-from vllm_dynin.entrypoints.media_connector import (
-    MAX_REDIRECTS,
-    GuardedMediaConnector,
-    PublicConnection,
-    check_video,
-    is_public,
-)
-from vllm_dynin.processors.codecs.limits import MediaError
+from vllm_dynin.entrypoints.media_connector import GuardedMediaConnector
+from vllm_dynin.entrypoints.public_connection import MAX_REDIRECTS, PublicConnection, is_public
 
 PRIVATE = [
     *("127.0.0.1", "127.8.8.8", "10.0.0.1", "172.16.0.1", "192.168.1.1", "169.254.169.254"),
@@ -196,42 +188,3 @@ def test_the_connector_refuses_the_loopback(server):
     ):
         with pytest.raises(VLLMValidationError, match="not public"):
             fetch_image()
-
-
-def clip(width, height, num_frames=2, rate=25):
-    buffer = io.BytesIO()
-    with av.open(buffer, "w", format="matroska") as container:
-        stream = container.add_stream("ffv1", rate=rate)
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        for _ in range(num_frames):
-            frame = av.VideoFrame.from_ndarray(np.zeros((height, width, 3), np.uint8), "rgb24")
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    return buffer.getvalue()
-
-
-def test_an_ordinary_video_passes():
-    check_video(clip(64, 48), 32)
-
-
-def test_a_bomb_of_few_bytes():
-    """A black 4K-and-more frame is a few kilobytes as a file."""
-    data = clip(4096, 2304)
-    assert len(data) < 100_000
-    with pytest.raises(MediaError, match="max_frame_pixels"):
-        check_video(data, 2)
-
-
-def test_too_many_frames_are_asked_for():
-    data = clip(1920, 1080)
-    check_video(data, 32)
-    with pytest.raises(MediaError, match="over the limit 536870912"):
-        check_video(data, 100)
-    with pytest.raises(MediaError, match="num_frames=-1"):
-        check_video(data, -1)
-
-
-@pytest.mark.parametrize("data", [b"", b"nonsense", png()[:20]])
-def test_no_video(data):
-    with pytest.raises(MediaError, match="cannot read"):
-        check_video(data, 4)

@@ -1,206 +1,59 @@
 """Media by URL, for a server that strangers talk to.
 
-vLLM's own connector follows any http(s) URL to any address. This one reaches public addresses
-only, applies `--allowed-media-domains` at every redirect, and looks at the header of a picture or
-a video before it is decoded. vLLM loads it for models of this family, unless VLLM_MEDIA_CONNECTOR
-names another. docs/security.md has the limits.
+vLLM's own connector follows any http(s) URL to any address and decodes what it finds with readers
+of its own. This one reaches public addresses only (`public_connection.py`), applies
+`--allowed-media-domains` at every redirect, and decodes with our readers (`media_io/`), whatever
+way a medium arrives. vLLM loads it for models of this family, unless VLLM_MEDIA_CONNECTOR names
+another. docs/security.md has the limits.
 """
 
 from __future__ import annotations
 
-import asyncio
-import io
-import ipaddress
-import socket
-import warnings
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any, TypeVar, cast
+from typing import Any, NoReturn, TypeVar, cast
 
-import aiohttp
-import av
-from aiohttp.abc import AbstractResolver, ResolveResult
-from aiohttp.resolver import DefaultResolver
-from PIL import Image
+import numpy as np
+from numpy.typing import NDArray
 from vllm import envs
-from vllm.connections import HTTPConnection, MediaDownloadSizeExceededError
+from vllm.connections import HTTPConnection
 from vllm.exceptions import VLLMValidationError
+from vllm.multimodal.media.audio import AudioEmbeddingMediaIO, AudioMediaIO
 from vllm.multimodal.media.base import MediaIO
 from vllm.multimodal.media.connector import MediaConnector
-from vllm.multimodal.media.image import ImageMediaIO
-from vllm.multimodal.media.video import VideoMediaIO
-from yarl import URL
+from vllm.multimodal.media.image import ImageEmbeddingMediaIO, ImageMediaIO
+from vllm.multimodal.media.video import VideoEmbeddingMediaIO, VideoMediaIO
 
-from vllm_dynin.processors.codecs.limits import DEFAULT_LIMITS, MediaError
-
-MAX_REDIRECTS = 5
-MAX_DECODED_BYTES = 512 * 2**20
-"""RGB bytes of all frames that are taken of one video."""
-DEFAULT_SECONDS = 30.0
-"""A download may take this long where vLLM states no time."""
-
-_CHUNK = 1 << 16
-_REDIRECTS = (301, 302, 303, 307, 308)
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+from vllm_dynin.entrypoints.media_io.audio import GuardedAudioIO
+from vllm_dynin.entrypoints.media_io.guarded import GuardedIO
+from vllm_dynin.entrypoints.media_io.image import GuardedImageIO
+from vllm_dynin.entrypoints.media_io.video import GuardedVideoIO
+from vllm_dynin.entrypoints.public_connection import PublicConnection
+from vllm_dynin.processors.codecs.base64_text import split_data_url
+from vllm_dynin.processors.codecs.limits import MediaError
 
 T = TypeVar("T")
 
+READERS: dict[type[MediaIO[Any]], type[GuardedIO[Any]]] = {
+    AudioMediaIO: GuardedAudioIO,
+    ImageMediaIO: GuardedImageIO,
+    VideoMediaIO: GuardedVideoIO,
+}
+"""vLLM's readers, and what is used in their place."""
 
-def is_public(address: str) -> bool:
-    """Whether an IP address is one of the internet at large.
-
-    An IPv6 address that stands for an IPv4 address (mapped, 6to4, Teredo, NAT64) is judged by that.
-    """
-    ip = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(ip, ipaddress.IPv6Address):
-        teredo = ip.teredo
-        inner = ip.ipv4_mapped or ip.sixtofour or (teredo[1] if teredo else None)
-        if ip in _NAT64:
-            inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
-        if inner is not None:
-            return is_public(str(inner))
-    return ip.is_global and not ip.is_multicast
-
-
-class PublicResolver(AbstractResolver):
-    """Names into public addresses; what it returns is what is connected to."""
-
-    def __init__(self) -> None:
-        self._resolver = DefaultResolver()
-
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
-    ) -> list[ResolveResult]:
-        """Addresses of a host.
-
-        Raises:
-            VLLMValidationError: one of them is not public.
-        """
-        found = await self._resolver.resolve(host, port, family)
-        for result in found:
-            if not is_public(result["host"]):
-                raise _refused_address(host)
-        return found
-
-    async def close(self) -> None:
-        """Release the resolver."""
-        await self._resolver.close()
-
-
-class PublicConnection(HTTPConnection):
-    """Downloads from public addresses, and from the hosts that the operator has named.
-
-    Args:
-        allowed_hosts: of `--allowed-media-domains`; where there are any, no other host will do, and
-            these may have private addresses.
-    """
-
-    def __init__(self, allowed_hosts: Sequence[str] = ()) -> None:
-        super().__init__()
-        self._allowed_hosts = frozenset(allowed_hosts)
-
-    async def async_get_bytes(
-        self,
-        url: str,
-        *,
-        timeout: float | None = None,
-        allow_redirects: bool = True,
-        max_bytes: int | None = None,
-    ) -> bytes:
-        """Download a file; each redirect is held to the rules for the first URL.
-
-        Args:
-            url: http or https.
-            timeout: seconds for everything together.
-            allow_redirects: follow up to `MAX_REDIRECTS`.
-            max_bytes: of the answer; the server's own limits hold as well.
-
-        Raises:
-            VLLMValidationError: the URL, or one it redirects to, is not allowed.
-            MediaDownloadSizeExceededError: too large.
-        """
-        limits = [DEFAULT_LIMITS.max_bytes, envs.VLLM_MAX_MEDIA_DOWNLOAD_SIZE_MB * 2**20, max_bytes]
-        most = min(limit for limit in limits if limit)
-        resolver = None if self._allowed_hosts else PublicResolver()
-        connector = aiohttp.TCPConnector(resolver=resolver, force_close=True)
-        total = aiohttp.ClientTimeout(total=timeout or DEFAULT_SECONDS)
-        # Without `trust_env`: a proxy would resolve names out of our sight.
-        async with aiohttp.ClientSession(connector=connector, timeout=total) as session:
-            try:
-                target = URL(url)
-                for _ in range(MAX_REDIRECTS + 1):
-                    self._check(target)
-                    async with session.get(
-                        target, headers=self._headers(), allow_redirects=False
-                    ) as response:
-                        if response.status not in _REDIRECTS or not allow_redirects:
-                            response.raise_for_status()
-                            return await _read(response, most)
-                        target = target.join(URL(response.headers.get("Location", "")))
-            except aiohttp.InvalidURL as error:  # among them 127.1 and other odd ways to write it
-                raise VLLMValidationError(
-                    f"the media URL is refused: {error}; use a plain http(s) URL"
-                ) from error
-        raise VLLMValidationError(
-            f"the media URL redirects more than {MAX_REDIRECTS} times; give the final one"
-        )
-
-    def get_bytes(
-        self,
-        url: str,
-        *,
-        timeout: float | None = None,
-        allow_redirects: bool = True,
-        max_bytes: int | None = None,
-    ) -> bytes:
-        """The same for callers that are not asynchronous, in an event loop of its own thread."""
-        from concurrent.futures import ThreadPoolExecutor
-
-        with ThreadPoolExecutor(1) as thread:
-            download = self.async_get_bytes(
-                url, timeout=timeout, allow_redirects=allow_redirects, max_bytes=max_bytes
-            )
-            return thread.submit(asyncio.run, download).result()
-
-    def _check(self, url: URL) -> None:
-        if url.scheme not in ("http", "https") or not url.host:
-            raise VLLMValidationError(
-                f"media URL with scheme {url.scheme!r} is refused; use http, https or data"
-            )
-        if self._allowed_hosts:
-            if url.host not in self._allowed_hosts:
-                raise VLLMValidationError(
-                    f"media from {url.host!r} is refused: not one of --allowed-media-domains"
-                )
-            return
-        try:
-            is_refused = not is_public(url.host)
-        except ValueError:  # a name; the resolver looks at its addresses
-            return
-        if is_refused:
-            raise _refused_address(url.host)
-
-
-def _refused_address(host: str) -> VLLMValidationError:
-    return VLLMValidationError(
-        f"media from {host!r} is refused: it has an address that is not public; send the file as "
-        "a data: URL, or have the operator name the host in --allowed-media-domains"
-    )
-
-
-async def _read(response: aiohttp.ClientResponse, most: int) -> bytes:
-    if (response.content_length or 0) > most:
-        raise MediaDownloadSizeExceededError(most, response.content_length)
-    data = bytearray()
-    async for chunk in response.content.iter_chunked(_CHUNK):
-        data += chunk
-        if len(data) > most:
-            raise MediaDownloadSizeExceededError(most, len(data))
-    return bytes(data)
+REFUSED_READERS = (AudioEmbeddingMediaIO, ImageEmbeddingMediaIO, VideoEmbeddingMediaIO)
+"""Readers of embeddings, which these models do not take: a medium is token ids to them."""
 
 
 class GuardedMediaConnector(MediaConnector):
-    """VLLM's connector with the rules above. Arguments as there."""
+    """vLLM's connector with the rules above.
+
+    Args:
+        media_io_kwargs: of the readers, by medium; those of the request over the server's.
+        connection: `PublicConnection` if None.
+        allowed_local_media_path: as in vLLM.
+        allowed_media_domains: as in vLLM, and for redirects as well.
+        decoded_budget: bytes that the media of one request may have once decoded (vLLM 0.33).
+        download_budget: bytes that one request may download (vLLM 0.33).
+    """
 
     def __init__(
         self,
@@ -209,6 +62,8 @@ class GuardedMediaConnector(MediaConnector):
         *,
         allowed_local_media_path: str = "",
         allowed_media_domains: list[str] | None = None,
+        decoded_budget: Any = None,
+        download_budget: Any = None,
     ) -> None:
         super().__init__(
             media_io_kwargs,
@@ -216,106 +71,130 @@ class GuardedMediaConnector(MediaConnector):
             allowed_local_media_path=allowed_local_media_path,
             allowed_media_domains=allowed_media_domains,
         )
+        # Behind super().__init__, where 0.33 sets them to None; 0.32 does not know them.
+        self.decoded_budget, self.download_budget = decoded_budget, download_budget
 
     def load_from_url(
         self, url: str, media_io: MediaIO[T], *, fetch_timeout: int | None = None
     ) -> T:
         """Load a medium; see the module for what is refused."""
-        self._check_scheme(url)
-        return super().load_from_url(url, _checked(media_io), fetch_timeout=fetch_timeout)
+        url = self._checked(url)
+        return super().load_from_url(url, self._guarded(media_io), fetch_timeout=fetch_timeout)
 
     async def load_from_url_async(
         self, url: str, media_io: MediaIO[T], *, fetch_timeout: int | None = None
     ) -> T:
         """Load a medium; see the module for what is refused."""
-        self._check_scheme(url)
+        url = self._checked(url)
         return await super().load_from_url_async(
-            url, _checked(media_io), fetch_timeout=fetch_timeout
+            url, self._guarded(media_io), fetch_timeout=fetch_timeout
         )
 
-    def _check_scheme(self, url: str) -> None:
-        scheme, colon, _ = url.partition(":")
+    def fetch_audio(self, audio_url: str) -> tuple[NDArray[np.float32], float]:
+        """A recording: samples of one channel, and their rate."""
+        reader = self._reader(GuardedAudioIO)
+        return self.load_from_url(audio_url, reader, fetch_timeout=envs.VLLM_AUDIO_FETCH_TIMEOUT)
+
+    async def fetch_audio_async(self, audio_url: str) -> tuple[NDArray[np.float32], float]:
+        """A recording: samples of one channel, and their rate."""
+        return await self.load_from_url_async(
+            audio_url, self._reader(GuardedAudioIO), fetch_timeout=envs.VLLM_AUDIO_FETCH_TIMEOUT
+        )
+
+    def fetch_image(self, image_url: str, *, image_mode: str | None = "RGB") -> Any:
+        """A picture in RGB, whatever `image_mode` says: `MediaWithBytes[Image]`."""
+        reader = self._reader(GuardedImageIO)
+        return self.load_from_url(image_url, reader, fetch_timeout=envs.VLLM_IMAGE_FETCH_TIMEOUT)
+
+    async def fetch_image_async(self, image_url: str, *, image_mode: str | None = "RGB") -> Any:
+        """A picture in RGB, whatever `image_mode` says: `MediaWithBytes[Image]`."""
+        return await self.load_from_url_async(
+            image_url, self._reader(GuardedImageIO), fetch_timeout=envs.VLLM_IMAGE_FETCH_TIMEOUT
+        )
+
+    def fetch_video(
+        self,
+        video_url: str,
+        *,
+        image_mode: str | None = "RGB",
+        video_processor: str | None = None,
+    ) -> Any:
+        """A video with the frames wanted of it: `OpenedVideo`. vLLM's arguments change nothing."""
+        reader = self._reader(GuardedVideoIO)
+        return self.load_from_url(video_url, reader, fetch_timeout=envs.VLLM_VIDEO_FETCH_TIMEOUT)
+
+    async def fetch_video_async(
+        self,
+        video_url: str,
+        *,
+        image_mode: str | None = "RGB",
+        video_processor: str | None = None,
+    ) -> Any:
+        """A video with the frames wanted of it: `OpenedVideo`. vLLM's arguments change nothing."""
+        return await self.load_from_url_async(
+            video_url, self._reader(GuardedVideoIO), fetch_timeout=envs.VLLM_VIDEO_FETCH_TIMEOUT
+        )
+
+    def fetch_audio_embedding(self, data: str) -> NoReturn:
+        """Refuse: these models take no embeddings."""
+        raise _refused_embedding()
+
+    async def fetch_audio_embedding_async(self, data: str) -> NoReturn:
+        """Refuse: these models take no embeddings."""
+        raise _refused_embedding()
+
+    def fetch_image_embedding(self, data: str) -> NoReturn:
+        """Refuse: these models take no embeddings."""
+        raise _refused_embedding()
+
+    async def fetch_image_embedding_async(self, data: str) -> NoReturn:
+        """Refuse: these models take no embeddings."""
+        raise _refused_embedding()
+
+    def fetch_video_embedding(self, data: str) -> NoReturn:
+        """Refuse: these models take no embeddings."""
+        raise _refused_embedding()
+
+    async def fetch_video_embedding_async(self, data: str) -> NoReturn:
+        """Refuse: these models take no embeddings."""
+        raise _refused_embedding()
+
+    def _reader(self, reader: type[GuardedIO[T]]) -> GuardedIO[T]:
+        options = self.media_io_kwargs.get(reader.medium, {})
+        return reader(decoded_budget=self.decoded_budget, **options)
+
+    def _guarded(self, media_io: MediaIO[T]) -> MediaIO[T]:
+        """A reader of ours, or the one that stands for vLLM's.
+
+        Raises:
+            TypeError: neither; a version of vLLM brings a reader that nothing here stands for.
+        """
+        if isinstance(media_io, GuardedIO):
+            return media_io
+        if isinstance(media_io, REFUSED_READERS):
+            raise _refused_embedding()
+        if type(media_io) not in READERS:
+            raise TypeError(f"{type(media_io).__name__} decodes by itself; READERS has no guard")
+        return cast(MediaIO[T], self._reader(READERS[type(media_io)]))
+
+    def _load_data_url(self, url: str, media_io: MediaIO[T]) -> T:
+        try:
+            media_type, data = split_data_url(url)
+        except MediaError as error:
+            raise VLLMValidationError(str(error)) from error
+        return media_io.load_base64(media_type, data)
+
+    def _checked(self, url: str) -> str:
+        scheme, colon, _ = url[:64].lstrip().partition(":")
         allowed = ["http", "https", "data", *(["file"] if self.allowed_local_media_path else [])]
         if not colon or scheme.lower() not in allowed:
             raise VLLMValidationError(
                 f"media URL {url[:32]!r} is refused; it must be one of {', '.join(allowed)}"
             )
+        return url.strip()
 
 
-def _checked(media_io: MediaIO[T]) -> MediaIO[T]:
-    """The same reader, which looks at the header before vLLM decodes a picture or a video."""
-    load = media_io.load_bytes
-    check: Callable[[bytes], None]
-    if isinstance(media_io, VideoMediaIO):
-        check = partial(check_video, num_frames=media_io.num_frames)
-    elif isinstance(media_io, ImageMediaIO):
-        check = check_image
-    else:
-        return media_io
-
-    def load_bytes(data: bytes) -> Any:
-        try:
-            check(data)
-        except MediaError as error:
-            raise VLLMValidationError(str(error)) from error
-        return load(data)
-
-    cast(Any, media_io).load_bytes = load_bytes  # made for this one medium
-    return cast(MediaIO[T], media_io)
-
-
-def check_image(data: bytes) -> None:
-    """Check a picture against the limits, by its header.
-
-    Raises:
-        MediaError: not a picture, or over a limit.
-    """
-    limits = DEFAULT_LIMITS
-    limits.check("max_bytes", len(data), "the size of the picture in bytes")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our limit is lower
-            with Image.open(io.BytesIO(data)) as image:
-                width, height = image.size
-    except Image.DecompressionBombError as error:
-        raise MediaError(
-            f"the picture is over the limit max_pixels={limits.max_pixels}: {error}"
-        ) from error
-    except (OSError, ValueError, SyntaxError) as error:
-        raise MediaError(f"cannot read the picture: {error}; send PNG, JPEG or WebP") from error
-    limits.check("max_pixels", width * height, "the size of the picture in pixels")
-
-
-def check_video(data: bytes, num_frames: int) -> None:
-    """Check a video against the limits, by its header.
-
-    Args:
-        data: the file.
-        num_frames: how many frames will be kept.
-
-    Raises:
-        MediaError: not a video, or over a limit.
-    """
-    limits = DEFAULT_LIMITS
-    limits.check("max_bytes", len(data), "the size of the video in bytes")
-    if num_frames < 1:
-        raise MediaError(f"num_frames={num_frames} must be positive: a video is not taken whole")
-    try:
-        with av.open(io.BytesIO(data), "r") as container:
-            stream = container.streams.video[0]
-            width, height = stream.width, stream.height
-            frames = stream.frames
-            seconds = (container.duration or 0) / av.time_base
-    except (av.FFmpegError, IndexError, ValueError) as error:
-        raise MediaError(f"cannot read the video: {error}; send mp4, mkv, webm or avi") from error
-    if width < 1 or height < 1:
-        raise MediaError("cannot read the video: it has no picture; send mp4, mkv, webm or avi")
-    limits.check("max_frame_pixels", width * height, "the size of a frame in pixels")
-    limits.check("max_frames", frames, "the number of frames")
-    limits.check("max_seconds", seconds, "the duration of the video in seconds")
-    decoded = 3 * width * height * num_frames
-    if decoded > MAX_DECODED_BYTES:
-        raise MediaError(
-            f"{num_frames} frames of {width}×{height} pixels are {decoded} bytes, over the "
-            f"limit {MAX_DECODED_BYTES}; send a smaller video or ask for fewer frames"
-        )
+def _refused_embedding() -> VLLMValidationError:
+    return VLLMValidationError(
+        "embeddings are refused: to these models a medium is token ids; send the medium itself"
+    )

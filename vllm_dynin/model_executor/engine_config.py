@@ -28,7 +28,11 @@ class EngineConfig(VerifyAndUpdateConfig):
 
     @staticmethod
     def verify_and_update_model_config(model_config: ModelConfig) -> None:
-        """Take the row count of the token table from the weights, not from `config.json`."""
+        """What a checkpoint says: rows of its token table, frames that are taken of a video.
+
+        The rows come from the weights, not from `config.json`.
+        """
+        _set_video_frames(model_config)
         compat.share_no_media(model_config)
         try:
             shapes = checkpoint.tensor_shapes(model_config.model)
@@ -68,6 +72,20 @@ class EngineConfig(VerifyAndUpdateConfig):
                 model.max_model_len,
             )
             scheduler.max_num_batched_tokens = model.max_model_len
+
+
+def _set_video_frames(model_config: ModelConfig) -> None:
+    """Let the server's reader of videos know what will be asked of it (media_io/video.py).
+
+    It decodes in threads of its own; what it has not taken is taken again where prompts are put
+    together, one after the other.
+    """
+    media = model_config.multimodal_config
+    if media is not None:
+        config = model_config.hf_config
+        video = media.media_io_kwargs.setdefault("video", {})
+        video.setdefault("num_frames", config.video_num_frames)
+        video.setdefault("resolution", config.video_resolution)
 
 
 def _refuse(vllm_config: VllmConfig) -> None:

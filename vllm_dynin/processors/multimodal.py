@@ -40,8 +40,8 @@ from vllm_dynin.processors import chat
 from vllm_dynin.processors.codecs.image_io import open_image, resize_and_crop, to_pixels
 from vllm_dynin.processors.codecs.limits import DEFAULT_LIMITS, MediaError
 from vllm_dynin.processors.codecs.speech import SpeechInput
-from vllm_dynin.processors.codecs.video import load_frames
 from vllm_dynin.processors.media import AUDIO_RATE, CodecFolders, codec_patch, speech_input
+from vllm_dynin.processors.media_items import MediaParser
 from vllm_dynin.processors.templates import infer_task
 from vllm_dynin.tokens import Vocabulary
 
@@ -111,7 +111,7 @@ class MediaInfo(BaseProcessingInfo):
 
     def get_data_parser(self) -> MultiModalDataParser:
         """Audio arrives mono at the rate the encoder wants."""
-        return MultiModalDataParser(
+        return MediaParser(
             target_sr=AUDIO_RATE,
             target_channels=1,
             expected_hidden_size=self._get_expected_hidden_size(),
@@ -216,9 +216,10 @@ class MediaProcessor(BaseMultiModalProcessor[MediaInfo]):
         if videos := cast(Sequence[Any], hf_data.get("videos", ())):
             side = options.resolution or config.video_resolution
             self.info.num_image_codes(side)
-            count = options.num_frames or config.video_num_frames
+            default = config.video_num_frames
             processed[FRAMES] = [
-                to_pixels(load_frames(_frames(video), count, side)) for video in videos
+                to_pixels(video.take(options.num_frames or video.num_frames or default, side))
+                for video in videos
             ]
         if audios := cast(Sequence[Any], hf_data.get("audio", ())):
             least = self.info.speech.min_samples
@@ -291,11 +292,6 @@ def _tensor(kwargs: MultiModalKwargsItems, kind: str, item: int, name: str) -> t
     data = kwargs[kind][item]
     assert data is not None
     return cast(torch.Tensor, data[name].data)
-
-
-def _frames(video: Any) -> Any:
-    """Frames of a video as vLLM hands it over: an array, a list of images, or with metadata."""
-    return video[0] if isinstance(video, tuple) else video
 
 
 def _waveform(audio: Any, min_samples: int) -> torch.Tensor:

@@ -4,50 +4,28 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import vllm.envs as envs
 from vllm.config import ModelConfig
 from vllm.exceptions import VLLMClientError, VLLMUnprocessableEntityError
 from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY
-from vllm.multimodal.media.base import MediaIO
 
-from vllm_dynin.processors.codecs.base64_text import from_base64, is_data_url
-from vllm_dynin.processors.codecs.limits import DEFAULT_LIMITS
+from vllm_dynin.entrypoints.media_io.guarded import GuardedIO
+from vllm_dynin.entrypoints.media_io.video import FRAME_LIST
+from vllm_dynin.processors.codecs.base64_text import from_base64, is_data_url, split_data_url
+from vllm_dynin.processors.codecs.video import VideoSource, frames_from_base64
 
 _SCHEMES = ("http:", "https:")
 _FETCH_SECONDS = 30
 
 
-class _FileBytes(MediaIO[bytes]):
-    """Takes a medium as it comes, so that our own decoders open it within their limits."""
+class _FileBytes(GuardedIO[bytes]):
+    """Takes a file as it comes, so that our own decoders open it where the request is made."""
 
-    def get_max_bytes(self) -> int:
-        """Bytes that are downloaded at most."""
-        return DEFAULT_LIMITS.max_bytes
-
-    def load_bytes(self, data: bytes) -> bytes:
+    def decode(self, data: bytes) -> bytes:
         """The bytes."""
         return data
-
-    def load_base64(self, media_type: str, data: str) -> bytes:
-        """The bytes of a data URL.
-
-        Raises:
-            ValueError: it is not base64.
-        """
-        return from_base64(data)
-
-    def load_file(self, filepath: Path) -> bytes:
-        """Refuse: no file of the server is read, should a file URL ever come this far.
-
-        Raises:
-            ValueError: always.
-        """
-        raise ValueError(
-            f"{str(filepath)!r} is a file of the server; give an http, https or data URL"
-        )
 
 
 async def input_audio(part: Mapping[str, Any]) -> bytes:
@@ -104,3 +82,21 @@ async def fetch(url: Any, config: ModelConfig) -> bytes:
             f"{url[:60]!r} cannot be fetched: {type(error).__name__}"
         ) from error
     return data
+
+
+async def fetch_video(url: Any, config: ModelConfig) -> VideoSource:
+    """The video at a URL, which may also be a list of pictures (`data:video/jpeg;base64,A,B,…`).
+
+    Args:
+        url: as in `fetch`.
+        config: as in `fetch`.
+
+    Raises:
+        ValueError: as in `fetch`.
+        VLLMUnprocessableEntityError: as in `fetch`.
+    """
+    if isinstance(url, str) and is_data_url(url):
+        media_type, data = split_data_url(url)
+        if media_type == FRAME_LIST:
+            return await asyncio.to_thread(frames_from_base64, data)
+    return await fetch(url, config)

@@ -9,7 +9,7 @@ from typing import Any
 from vllm.config import ModelConfig
 
 from vllm_dynin.canvas import Task
-from vllm_dynin.entrypoints.http.fetching import fetch, input_audio
+from vllm_dynin.entrypoints.http.fetching import fetch, fetch_video, input_audio
 from vllm_dynin.requests import (
     EditImage,
     MixedAnswer,
@@ -146,7 +146,7 @@ async def build_request(
     """
     _check_media(turn, task)
     media = {
-        kind: [await _fetched(source, config) for source in sources]
+        kind: [await _fetched(kind, source, config) for source in sources]
         for kind, sources in turn.media.items()
     }
     if task is Task.TEXT_TO_IMAGE:
@@ -192,9 +192,9 @@ def _check_media(turn: Turn, task: Task) -> None:
         )
 
 
-async def _fetched(source: Any, config: ModelConfig) -> bytes:
+async def _fetched(kind: str, source: Any, config: ModelConfig) -> Any:
     if isinstance(source, Mapping):
         if "data" in source:  # input_audio
             return await input_audio(source)
         source = source.get("url")
-    return await fetch(source, config)
+    return await (fetch_video if kind == "video" else fetch)(source, config)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -18,9 +19,11 @@ import numpy.typing as npt
 from PIL import Image
 
 from vllm_dynin.processors.codecs import video_worker
-from vllm_dynin.processors.codecs.image_io import open_image, resize_and_crop
+from vllm_dynin.processors.codecs.base64_text import from_base64
+from vllm_dynin.processors.codecs.image_io import ImageSource, open_image, resize_and_crop
 from vllm_dynin.processors.codecs.limits import (
     DEFAULT_LIMITS,
+    MediaError,
     MediaLimits,
     open_source,
 )
@@ -34,8 +37,40 @@ VideoSource = (
     | memoryview
     | BinaryIO
     | npt.NDArray[np.uint8]
-    | Sequence[Image.Image | npt.NDArray[np.uint8]]
+    | Sequence[ImageSource]
 )
+
+MAX_TAKEN_BYTES = 512 * 2**20
+"""RGB bytes of all frames that are taken of one video, at the size that is wanted."""
+
+
+@dataclass(frozen=True)
+class OpenedVideo:
+    """A video on its way to the model.
+
+    Args:
+        source: the file, or its frames.
+        num_frames: how many are wanted; None: as many as the checkpoint has.
+        frames: uint8 [T, H, W, 3], those that were taken of it; None: none yet.
+    """
+
+    source: VideoSource
+    num_frames: int | None = None
+    frames: npt.NDArray[np.uint8] | None = None
+
+    def take(self, num_frames: int, side: int) -> list[Image.Image]:
+        """Frames as `load_frames` gives them; taken again only where others are wanted.
+
+        Args:
+            num_frames: how many.
+            side: pixels of the square result.
+
+        Raises:
+            MediaError: see `load_frames`.
+        """
+        if self.frames is not None and self.frames.shape == (num_frames, side, side, 3):
+            return [Image.fromarray(frame) for frame in self.frames]
+        return load_frames(self.source, num_frames, side)
 
 
 def load_frames(
@@ -82,3 +117,27 @@ def _is_sequence(source: object) -> bool:
     return isinstance(source, Sequence) and not isinstance(
         source, str | bytes | bytearray | memoryview
     )
+
+
+def frames_from_base64(text: str, limits: MediaLimits = DEFAULT_LIMITS) -> list[bytes]:
+    """The pictures of a video that is written as a list: base64, commas between the frames.
+
+    Args:
+        text: what stands behind `data:video/jpeg;base64,`.
+        limits: frames, and bytes of all of them together.
+
+    Returns:
+        The files, none of them opened yet.
+
+    Raises:
+        MediaError: an empty or damaged frame, too many frames, or too many bytes.
+    """
+    limits.check("max_frames", text.count(",") + 1, "the number of frames")
+    limits.check("max_bytes", len(text) * 3 // 4, "the size in bytes")
+    frames = []
+    for number, part in enumerate(text.split(",")):
+        try:
+            frames.append(from_base64(part, limits))
+        except MediaError as error:
+            raise MediaError(f"frame {number} of the video: {error}") from error
+    return frames

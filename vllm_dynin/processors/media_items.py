@@ -1,0 +1,85 @@
+"""Media as vLLM hands them to the processor: what its parser is told about ours.
+
+A file is bytes or a `pathlib.Path`. Never text: that is what a client of a server could send.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from vllm.multimodal.media.base import MediaWithBytes
+from vllm.multimodal.parse import ModalityDataItems, MultiModalDataParser, ProcessorBatchItems
+
+from vllm_dynin.processors.codecs.limits import MediaError
+from vllm_dynin.processors.codecs.video import OpenedVideo
+
+
+class VideoItems(ProcessorBatchItems[OpenedVideo | None]):
+    """Videos of one prompt; each is known to vLLM's caches by its file, not by a few frames."""
+
+    def __init__(self, videos: list[OpenedVideo | None]) -> None:
+        super().__init__(videos, "video")
+
+    def get_item_for_hash(self, index: int) -> Any:
+        """What makes a video another one."""
+        video = self.data[index]
+        if video is None:
+            return None
+        source = video.source
+        content = source.read_bytes() if isinstance(source, Path) else source
+        return [content, video.num_frames]
+
+
+class MediaParser(MultiModalDataParser):
+    """VLLM's parser, with files and our readers' results among what it takes."""
+
+    def _parse_video_data(self, data: Any) -> ModalityDataItems[Any, Any] | None:
+        if data is None:
+            return None
+        return VideoItems([None if video is None else _opened(video) for video in _videos(data)])
+
+
+def _videos(data: Any) -> Sequence[Any]:
+    """One video or several, as several. A list of pictures is one."""
+    if isinstance(data, list) and not _are_frames(data):
+        return data
+    if isinstance(data, np.ndarray | torch.Tensor) and data.ndim > 4:
+        return list(data)
+    return [data]
+
+
+def _are_frames(items: list[Any]) -> bool:
+    return bool(items) and all(
+        isinstance(item, Image.Image)
+        or (isinstance(item, np.ndarray | torch.Tensor) and item.ndim == 3)
+        for item in items
+    )
+
+
+def _opened(video: Any) -> OpenedVideo:
+    """A video of `multi_modal_data`: a file, frames, or frames with vLLM's metadata.
+
+    Raises:
+        MediaError: something else.
+    """
+    if isinstance(video, OpenedVideo):
+        return video
+    if isinstance(video, MediaWithBytes):
+        video = video.media
+    if isinstance(video, tuple) and len(video) == 2:  # with vLLM's metadata
+        video = video[0]
+    if isinstance(video, bytearray | memoryview):
+        video = bytes(video)
+    if isinstance(video, torch.Tensor):
+        video = video.detach().cpu().numpy()
+    if not isinstance(video, bytes | Path | np.ndarray | list):
+        raise MediaError(
+            f"a video of multi_modal_data is a {type(video).__name__}; give a file's bytes, a "
+            "pathlib.Path, uint8 frames [T, H, W, 3], or a list of pictures"
+        )
+    return OpenedVideo(video)
