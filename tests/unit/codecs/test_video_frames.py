@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import json
 import os
 import resource
 import struct
@@ -323,7 +324,6 @@ def test_processor_time_is_capped():
     ("program", "message"),
     [
         ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "exit status -11"),
-        ("raise RuntimeError", "exit status 1"),
         ("import time; time.sleep(60)", "hung for"),
     ],
 )
@@ -340,6 +340,48 @@ def test_a_failing_decoder_fails_alone(monkeypatch, program, message):
     data = make_video([grey_frame(9)])
     with pytest.raises(MediaError, match=message):
         load_frames(data, 1, 16, MediaLimits(max_decode_seconds=1))
+
+
+@pytest.mark.parametrize(
+    ("program", "message"),
+    [
+        ("import nowhere", "No module named 'nowhere'"),
+        ("raise SystemExit(5)", "exit status 5"),
+        ("int(x=1)", "TypeError"),
+    ],
+)
+def test_our_own_mistakes_are_not_the_files(monkeypatch, program, message):
+    """What would fail on any file is no MediaError, which a client would be told as its mistake."""
+    original = subprocess.run
+
+    def run(command, **options):
+        return original([sys.executable, "-S", "-c", program], **options)
+
+    monkeypatch.setattr(media_worker.subprocess, "run", run)
+    with pytest.raises(media_worker.WorkerError, match=message) as caught:
+        load_frames(make_video([grey_frame(9)]), 1, 16)
+    assert not isinstance(caught.value, ValueError)
+
+
+@pytest.mark.parametrize(
+    ("raised", "is_mistake"),
+    [
+        ("TypeError", True),
+        ("ImportError", True),
+        ("AttributeError", True),
+        ("IndexError", False),
+        ("UnicodeError", False),
+    ],
+)
+def test_what_the_worker_says_of_exceptions(raised, is_mistake):
+    program = (
+        "from vllm_dynin.processors.codecs.media_worker import serve\n"
+        f"def decode(*arguments): raise {raised}('why')\n"
+        "raise SystemExit(serve(decode))"
+    )
+    task = json.dumps({"limits": {}, "medium": "video"})
+    done = subprocess.run([sys.executable, "-c", program, task], capture_output=True, check=False)
+    assert (done.returncode, b"why" in done.stdout) == ((1, False) if is_mistake else (3, True))
 
 
 def test_the_caller_never_loads_ffmpeg(tmp_path):

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 from numpy.typing import NDArray
 
 from vllm_dynin.processors.codecs.audio_blocks import Block, check_rate, collect, full_scale
+from vllm_dynin.processors.codecs.ffmpeg import open_container
 from vllm_dynin.processors.codecs.limits import MediaError, MediaLimits
 from vllm_dynin.processors.codecs.media_worker import serve
 
@@ -47,8 +48,7 @@ def decode(stream: BinaryIO, task: dict[str, Any], limits: MediaLimits) -> Itera
 def _blocks(stream: BinaryIO, limits: MediaLimits) -> Iterator[Block]:
     import av
 
-    options = {"format_whitelist": _FORMATS, "protocol_whitelist": ""}
-    with av.open(stream, mode="r", options=options, metadata_errors="replace") as container:
+    with open_container(stream, _FORMATS) as container:
         if not container.streams.audio:
             raise MediaError("the file has no audio track")
         track = container.streams.audio[0]

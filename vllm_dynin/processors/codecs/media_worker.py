@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 import resource
 import shutil
@@ -24,11 +25,23 @@ from typing import IO, Any, BinaryIO
 
 from vllm_dynin.processors.codecs.limits import MediaError, MediaLimits
 
+logger = logging.getLogger(__name__)
+
 _EXIT_REFUSED = 3
+_MISTAKES = (TypeError, AttributeError, NameError, ImportError, NotImplementedError)
+"""What no file raises by itself: this package and its libraries do not fit together."""
 
 # Wall time allowed over processor time before a worker that waits for something is ended.
 _WALL_TIME_FACTOR = 5
+_TRACEBACK_BYTES = 4096
 _MIN_WALL_SECONDS = 60  # a busy machine may keep a worker waiting
+
+
+class WorkerError(RuntimeError):
+    """Decoding does not work here at all: a mistake of ours, or an incomplete installation.
+
+    Not a `MediaError`: nobody's file is to blame.
+    """
 
 
 def run_worker(
@@ -45,6 +58,7 @@ def run_worker(
 
     Raises:
         MediaError: the worker refused the file, failed on it, or met a cap.
+        WorkerError: it would fail on any file.
     """
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
@@ -53,16 +67,17 @@ def run_worker(
     }
     argument = json.dumps({**task, "limits": asdict(limits), "medium": medium})
     try:
-        with _with_descriptor(stream) as file:
+        with _with_descriptor(stream) as file, tempfile.TemporaryFile() as errors:
             done = subprocess.run(
                 [sys.executable, "-m", module, argument],
                 stdin=file,
                 stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
+                stderr=errors,
                 env=environment,
                 timeout=max(_WALL_TIME_FACTOR * limits.max_decode_seconds, _MIN_WALL_SECONDS),
                 check=False,
             )
+            traceback = _end_of(errors)
     except subprocess.TimeoutExpired as error:
         raise MediaError(
             f"decoding the {medium} hung for {error.timeout} s and was ended"
@@ -74,12 +89,25 @@ def run_worker(
             f"decoding the {medium} took over max_decode_seconds={limits.max_decode_seconds}; "
             "send a shorter or smaller one or raise the limit in MediaLimits"
         )
-    if done.returncode != 0:
+    if done.returncode < 0:
         raise MediaError(
             f"the {medium} decoder failed on this file (exit status {done.returncode}); "
             "re-encode it, for example as mp4"
         )
+    if done.returncode != 0:
+        logger.error("the %s worker failed:\n%s", medium, traceback)
+        reason = traceback.strip().rpartition("\n")[2] or f"exit status {done.returncode}"
+        raise WorkerError(
+            f"the {medium} decoder does not work on this server ({reason}); the file is not to "
+            "blame"
+        )
     return done.stdout
+
+
+def _end_of(errors: IO[bytes]) -> str:
+    size = errors.seek(0, os.SEEK_END)
+    errors.seek(max(0, size - _TRACEBACK_BYTES))
+    return errors.read().decode(errors="replace")
 
 
 @contextmanager
@@ -120,10 +148,19 @@ def serve(decode: Callable[[BinaryIO, dict[str, Any], MediaLimits], Iterator[byt
     except MediaError as error:
         sys.stdout.buffer.write(str(error).encode())
         return _EXIT_REFUSED
+    except _MISTAKES:
+        raise
     except MemoryError:
         sys.stdout.buffer.write(
             f"decoding the {medium} needs over max_decode_bytes={limits.max_decode_bytes}; "
             "send a smaller one or raise the limit in MediaLimits".encode()
+        )
+        return _EXIT_REFUSED
+    except Exception as error:  # whatever a library lets through that reads what strangers send
+        sys.stdout.buffer.write(
+            f"the {medium} is damaged or of an unsupported kind ({type(error).__name__}: {error})"[
+                :300
+            ].encode(errors="replace")
         )
         return _EXIT_REFUSED
     for piece in pieces:

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image
 
+from vllm_dynin.processors.codecs.ffmpeg import open_container
 from vllm_dynin.processors.codecs.image_io import resize_and_crop
 from vllm_dynin.processors.codecs.limits import MediaError, MediaLimits
 from vllm_dynin.processors.codecs.media_worker import serve
@@ -74,13 +75,10 @@ def _open_video(stream: BinaryIO, limits: MediaLimits) -> Iterator[tuple[Any, An
     """The container and its first video stream; FFmpeg's errors become MediaError."""
     import av  # here, so that a server which starts workers never loads FFmpeg itself
 
-    stream.seek(0)
     # FFmpeg decodes a frame while it probes the streams, before their size can be checked here.
     decoder_options = {"max_pixels": str(limits.max_frame_pixels)}
     try:
-        options = {"format_whitelist": FORMATS} | decoder_options
-        # Titles in Latin-1 are common in old files; PyAV would raise UnicodeDecodeError.
-        with av.open(stream, mode="r", options=options, metadata_errors="replace") as container:
+        with open_container(stream, FORMATS, decoder_options) as container:
             if not container.streams.video:
                 raise MediaError("the file has no video stream")
             video = container.streams.video[0]
