@@ -1,17 +1,15 @@
 """Audio in and out: any file, bytes or array → mono float32 at one rate, and samples → file bytes.
 
 Files are read block by block, mixed to mono and resampled on the way, so that memory grows with the
-result and not with the rate or the channels of the source. libsndfile reads what it can (WAV, FLAC,
-Ogg, AIFF, …). FFmpeg reads the rest (MP3, MP4, WebM, AAC, …) in a process of its own, see
-`media_worker`. Neither is given a name to open.
+result and not with the rate or the channels of the source. Plain samples in WAV files are read here
+(`wav`); everything else goes to libsndfile and FFmpeg in a process of its own (`audio_worker`).
 """
 
 from __future__ import annotations
 
-import contextlib
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, cast
 
 import numpy as np
@@ -24,12 +22,13 @@ from vllm_dynin.processors.codecs import audio_worker
 from vllm_dynin.processors.codecs.audio_blocks import (
     Block,
     Samples,
-    as_float32,
     check_finite,
     check_rate,
     check_size,
     collect,
     full_scale,
+    of_length,
+    resampled_length,
 )
 from vllm_dynin.processors.codecs.limits import (
     DEFAULT_LIMITS,
@@ -38,6 +37,7 @@ from vllm_dynin.processors.codecs.limits import (
     open_source,
 )
 from vllm_dynin.processors.codecs.media_worker import run_worker
+from vllm_dynin.processors.codecs.wav import find_wav, wav_blocks, with_true_size
 
 AudioSource = (
     str
@@ -52,9 +52,6 @@ AudioSource = (
 )
 
 _BLOCK_VALUES = 1 << 18
-_UNKNOWN_FRAMES = 2**63 - 1
-"""What libsndfile says of a FLAC file whose header leaves its length open, as a streamed one does.
-It cannot read such a file to its end."""
 
 
 def load_audio(
@@ -75,7 +72,8 @@ def load_audio(
         limits: bytes, seconds, channels and rate allowed.
 
     Returns:
-        float32 [N'], the mean of the channels, not normalised; every value finite.
+        float32 [⌈N · target_rate / rate⌉], the mean of the channels (of which one that is another
+        one upside down is turned first), not normalised; every value finite.
 
     Raises:
         MediaError: not audio, no samples, NaN or infinite samples, or over a limit.
@@ -91,8 +89,9 @@ def load_audio(
     if not is_file:
         if sample_rate is None:
             raise ValueError("samples need their sample_rate in Hz; pass it as the second argument")
-        mono, rate = _mono_from_array(cast(ArrayLike, source), sample_rate, limits)
-        return resample(mono, rate, target_rate)
+        return collect(
+            _array_blocks(cast(ArrayLike, source), sample_rate, limits), target_rate, limits
+        )
     if sample_rate is not None:
         raise ValueError(
             f"sample_rate={sample_rate} beside a file: a file says its own rate; leave it out"
@@ -102,18 +101,20 @@ def load_audio(
 
 
 def resample(samples: Samples, sample_rate: int, target_rate: int) -> Samples:
-    """float32 [N] at one rate → float32 [about N · target / rate] at another (soxr HQ).
+    """float32 [N] at one rate → float32 [⌈N · target / rate⌉] at another (soxr HQ).
 
     Source: the original calls `librosa.resample`, whose default in current versions is this one.
     """
     if sample_rate == target_rate:
         return samples
-    return cast(Samples, soxr.resample(samples, sample_rate, target_rate, quality="HQ"))
+    found = soxr.resample(samples, sample_rate, target_rate, quality="HQ")
+    length = resampled_length(len(samples), sample_rate, target_rate)
+    return np.concatenate(of_length([found], length))
 
 
-def _mono_from_array(
+def _array_blocks(
     samples: ArrayLike | torch.Tensor, rate: Any, limits: MediaLimits
-) -> tuple[Samples, int]:
+) -> Callable[[], Iterator[Block]]:
     rate = check_rate(rate, limits)
     if isinstance(samples, torch.Tensor):
         samples = samples.detach().cpu()
@@ -125,66 +126,29 @@ def _mono_from_array(
         )
     if array.dtype.kind not in "fiu":
         raise MediaError(f"samples of type {array.dtype} are not audio; use float32 or int16")
-    channel_axis = int(np.argmin(array.shape)) if array.ndim == 2 else 0
-    channels = array.shape[channel_axis] if array.ndim == 2 else 1
-    check_size(array.size // channels, channels, rate, limits)
-    scaled = full_scale(array)
-    mono = scaled.mean(axis=channel_axis, dtype=np.float64) if array.ndim == 2 else scaled
-    return as_float32(mono, 0), rate
+    frames = array.reshape(-1, 1) if array.ndim == 1 else array
+    if frames.shape[0] < frames.shape[1]:
+        frames = frames.T
+    check_size(*frames.shape, rate, limits)
+    step = max(_BLOCK_VALUES // frames.shape[1], 1)
+
+    def blocks() -> Iterator[Block]:
+        for start in range(0, len(frames), step):
+            yield full_scale(frames[start : start + step]), rate
+
+    return blocks
 
 
 def _read_stream(stream: BinaryIO, target_rate: int, limits: MediaLimits) -> Samples:
-    """Decode with libsndfile, or with FFmpeg where libsndfile does not know the format."""
-    head = stream.read(3)
-    stream.seek(0)
-    if head == b"ID3" or (head[0] == 0xFF and head[1:2] >= b"\xe0"):
-        # libsndfile's MP3 decoder writes a line to stderr for every damaged frame.
-        reason = "MPEG audio is left to FFmpeg"
-    else:
-        try:
-            sound = soundfile.SoundFile(_BoundedSeeks(stream))
-        except soundfile.LibsndfileError as error:
-            reason = error.error_string.rstrip(".")
-        else:
-            with sound:
-                if sound.frames != _UNKNOWN_FRAMES:
-                    return collect(_sndfile_blocks(sound, limits), target_rate, limits)
-            stream.seek(0)
-            reason = "its header leaves its length open"
-    task = {"target_rate": target_rate, "reason": reason}
+    """Plain samples here, everything else in a process of its own."""
+    wav = find_wav(stream)
+    if wav is not None and wav.is_plain:
+        return collect(lambda: wav_blocks(stream, wav, limits, _BLOCK_VALUES), target_rate, limits)
+    if wav is not None and not wav.has_true_size:
+        stream = with_true_size(stream, wav)
+    task = {"target_rate": target_rate}
     raw = run_worker(audio_worker.__name__, stream, task, limits, "audio")
     return np.frombuffer(raw, np.float32).copy()
-
-
-class _BoundedSeeks:
-    """A file in which a seek to before its start is ignored: an error would arise in a C callback.
-
-    Damaged files make libsndfile try it; it then reads on and finds the damage itself.
-    """
-
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream = stream
-        self.read, self.tell = stream.read, stream.tell
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        with contextlib.suppress(ValueError, OSError):
-            self._stream.seek(offset, whence)
-        return self._stream.tell()
-
-
-def _sndfile_blocks(sound: soundfile.SoundFile, limits: MediaLimits) -> Iterator[Block]:
-    rate = check_rate(sound.samplerate, limits)
-    # The header may claim anything; what is read is counted again in collect.
-    check_size(max(sound.frames, 0), sound.channels, rate, limits)
-    size = max(_BLOCK_VALUES // sound.channels, 1)
-    while True:
-        try:
-            block = sound.read(size, dtype="float32", always_2d=True)
-        except soundfile.LibsndfileError as error:
-            raise MediaError(f"the audio is damaged: {error}") from error
-        if not len(block):
-            return
-        yield block, rate
 
 
 _SNDFILE_OUTPUT = {

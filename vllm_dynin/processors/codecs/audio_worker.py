@@ -1,28 +1,53 @@
-"""Decode the sound of one file with FFmpeg; run by `audio_io.load_audio` in a process of its own.
+"""Decode the sound of one file; run by `audio_io.load_audio` in a process of its own.
 
     python -m vllm_dynin.processors.codecs.audio_worker TASK < clip.m4a > samples.raw
 
-TASK is JSON: target_rate (Hz), why libsndfile did not read the file, and what `media_worker` adds.
-The output is float32 [N].
+TASK is JSON: target_rate (Hz), and what `media_worker` adds. The output is float32 [N].
+libsndfile reads what it can to the end (FLAC, Ogg, AIFF, …), FFmpeg the rest (MP3, MP4, WebM, …)
+and files that are damaged. Neither is given a name to open.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
+import os
 import sys
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
+import numpy as np
+import soundfile
 from numpy.typing import NDArray
 
-from vllm_dynin.processors.codecs.audio_blocks import Block, check_rate, collect, full_scale
+from vllm_dynin.processors.codecs.audio_blocks import (
+    SEND,
+    Block,
+    Samples,
+    check_rate,
+    check_size,
+    collect,
+    full_scale,
+)
 from vllm_dynin.processors.codecs.ffmpeg import open_container
 from vllm_dynin.processors.codecs.limits import MediaError, MediaLimits
 from vllm_dynin.processors.codecs.media_worker import serve
+from vllm_dynin.processors.codecs.ogg import ogg_layout, without_cut_page
 
 # Demuxers that read one file and nothing else; playlists, devices and scripts are left out.
 _FORMATS = (
-    "aac,ac3,aiff,amr,asf,au,avi,caf,flac,flv,matroska,mov,mp3,mp4,mpeg,mpegts,ogg,w64,wav,webm"
+    "aac,ac3,aiff,amr,ape,asf,au,avi,caf,dts,eac3,flac,flv,loas,matroska,mov,mp3,mp4,mpeg,mpegts,"
+    "ogg,rm,tta,voc,w64,wav,webm,wv"
 )
+_BLOCK_VALUES = 1 << 18
+_MERGED_VALUES = 1 << 15
+"""Frames of FFmpeg are joined to blocks of so many values: some have 20 samples."""
+_LEAST_BYTES_PER_SECOND = 400
+"""Of speech codecs. A header that claims less is not believed: what is decoded is counted."""
+
+
+class _LeftToFFmpeg(Exception):
+    """Why libsndfile does not read a file."""
 
 
 def decode(stream: BinaryIO, task: dict[str, Any], limits: MediaLimits) -> Iterator[bytes]:
@@ -34,34 +59,144 @@ def decode(stream: BinaryIO, task: dict[str, Any], limits: MediaLimits) -> Itera
     """
     import av  # here, so that a server which starts workers never loads FFmpeg itself
 
+    stream = _mended(stream)
     try:
-        yield collect(_blocks(stream, limits), task["target_rate"], limits).tobytes()
+        yield _with_libsndfile(stream, task["target_rate"], limits).tobytes()
+        return
+    except _LeftToFFmpeg as why:
+        reason = str(why)
+    try:
+        samples = collect(lambda: _ffmpeg_blocks(stream, limits), task["target_rate"], limits)
     except av.error.MemoryError as error:
         raise MemoryError from error
     except (av.FFmpegError, IndexError) as error:
         raise MediaError(
-            f"this is not audio that can be read (libsndfile: {task['reason']}; FFmpeg: "
-            f"{getattr(error, 'strerror', None) or error}); send WAV, FLAC, Ogg, MP3, MP4 or WebM"
+            f"this is not audio that can be read (libsndfile: {reason}; FFmpeg: "
+            f"{getattr(error, 'strerror', None) or error}); {SEND}"
         ) from error
+    yield samples.tobytes()
 
 
-def _blocks(stream: BinaryIO, limits: MediaLimits) -> Iterator[Block]:
+def _mended(stream: BinaryIO) -> BinaryIO:
+    """The same file, without what it says wrongly of its own end."""
+    stream.seek(0)
+    head = stream.read(12)
+    if head.startswith(b"OggS") and (cut_page := ogg_layout(stream).cut_page) is not None:
+        return without_cut_page(stream, cut_page)
+    if head.startswith(b".snd"):
+        stream.seek(0)
+        return io.BytesIO(head[:8] + b"\xff" * 4 + stream.read()[12:])  # to the end of the file
+    return stream
+
+
+def _with_libsndfile(stream: BinaryIO, target_rate: int, limits: MediaLimits) -> Samples:
+    stream.seek(0)
+    head = stream.read(36)
+    if head.startswith(b"ID3") or (head[:1] == b"\xff" and head[1:2] >= b"\xe0"):
+        # libsndfile's MP3 decoder writes a line to stderr for every damaged frame.
+        raise _LeftToFFmpeg("MPEG audio is left to FFmpeg")
+    if head.startswith(b"fLaC"):
+        # libsndfile believes the length in the header, and needs one.
+        raise _LeftToFFmpeg("FLAC is left to FFmpeg")
+    if head[28:] == b"OpusHead":
+        # libsndfile 1.2.2 returns noise for some files when asked for many samples at once.
+        raise _LeftToFFmpeg("Opus is left to FFmpeg")
+    if head.startswith(b"OggS") and not ogg_layout(stream).is_plain:
+        raise _LeftToFFmpeg("it is not one whole Ogg stream")
+    try:
+        return collect(lambda: _sndfile_blocks(stream, limits), target_rate, limits)
+    except soundfile.LibsndfileError as error:
+        raise _LeftToFFmpeg(error.error_string.rstrip(".")) from error
+
+
+def _check_claim(seconds: float, size: int, limits: MediaLimits) -> None:
+    """Refuse what is too long by its header before it is decoded, if the header can be right."""
+    if size >= _LEAST_BYTES_PER_SECOND * seconds:
+        limits.check("max_seconds", seconds, "the duration in seconds")
+
+
+class _BoundedSeeks:
+    """A file in which a seek to before its start is ignored: an error would arise in a C callback.
+
+    Damaged files make libsndfile try it; it then reads on and finds the damage itself.
+    """
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self.read, self.tell = stream.read, stream.tell
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        with contextlib.suppress(ValueError, OSError):
+            self._stream.seek(offset, whence)
+        return self._stream.tell()
+
+
+def _sndfile_blocks(stream: BinaryIO, limits: MediaLimits) -> Iterator[Block]:
+    size = stream.seek(0, os.SEEK_END)
+    stream.seek(0)
+    with soundfile.SoundFile(_BoundedSeeks(stream)) as sound:
+        if sound.frames == 0:
+            raise _LeftToFFmpeg("it has no samples")
+        rate = check_rate(sound.samplerate, limits)
+        _check_claim(sound.frames / rate, size, limits)
+        check_size(0, sound.channels, rate, limits)
+        step = max(_BLOCK_VALUES // sound.channels, 1)
+        while len(block := sound.read(step, dtype="float32", always_2d=True)):
+            yield block, rate
+
+
+def _ffmpeg_blocks(stream: BinaryIO, limits: MediaLimits) -> Iterator[Block]:
     import av
 
+    size = stream.seek(0, os.SEEK_END)
     with open_container(stream, _FORMATS) as container:
         if not container.streams.audio:
-            raise MediaError("the file has no audio track")
+            raise MediaError(f"the file has no audio track; {SEND}")
         track = container.streams.audio[0]
         if container.duration is not None:
-            seconds = container.duration / av.time_base
-            limits.check("max_seconds", seconds, "the duration in seconds")
-        for packet in container.demux(track):
-            try:
-                frames = packet.decode()
-            except av.InvalidDataError:
-                continue  # one damaged packet; FFmpeg's own tools go on as well
-            for frame in frames:
-                yield _frame_samples(frame), check_rate(frame.sample_rate, limits)
+            _check_claim(container.duration / av.time_base, size, limits)
+        yield from _merged(_frames(container, track, limits))
+
+
+def _frames(container: Any, track: Any, limits: MediaLimits) -> Iterator[Block]:
+    """What can be decoded: damaged packets are passed over, as FFmpeg's own tools do."""
+    import av
+
+    has_begun = False
+    packets = container.demux(track)
+    while True:
+        try:
+            packet = next(packets, None)
+        except av.error.MemoryError:
+            raise
+        except av.FFmpegError:
+            if not has_begun:
+                raise
+            return  # cut off
+        if packet is None:
+            return
+        try:
+            frames = packet.decode()
+        except av.InvalidDataError:
+            continue
+        for frame in frames:
+            has_begun = True
+            yield _frame_samples(frame), check_rate(frame.sample_rate, limits)
+
+
+def _merged(frames: Iterator[Block]) -> Iterator[Block]:
+    """Neighbours with the same rate and channels, joined."""
+    held: list[NDArray[Any]] = []
+    rate, values = 0, 0
+    for samples, its_rate in frames:
+        is_other = held and (its_rate, samples.shape[1]) != (rate, held[0].shape[1])
+        if is_other or values >= _MERGED_VALUES:
+            yield np.concatenate(held), rate
+            held, values = [], 0
+        held.append(samples)
+        rate, values = its_rate, values + samples.size
+    if held:
+        yield np.concatenate(held), rate
 
 
 def _frame_samples(frame: Any) -> NDArray[Any]:
