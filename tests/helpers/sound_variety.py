@@ -168,9 +168,7 @@ def channels() -> Iterator[tuple[str, Maker]]:
                                     (48_000, "OGG", "VORBIS")):  # fmt: skip
             yield (
                 f"{name} {kind}",
-                lambda r=rate, k=kind, s=subtype, f=right: with_soundfile(
-                    stereo(r, 1, f), r, k, s
-                ),
+                lambda r=rate, k=kind, s=subtype, f=right: with_soundfile(stereo(r, 1, f), r, k, s),
             )
         for container, codec in (("mp3", "libmp3lame"), ("webm", "libopus"), ("ipod", "aac"),
                                  ("mov", "pcm_s16le")):  # fmt: skip
@@ -343,8 +341,9 @@ def joined() -> Iterator[tuple[str, Maker]]:
         ("webm", "libopus", 48_000),
     ):  # fmt: skip
         yield f"joined {container}", lambda a=container, b=codec, r=rate: two(a, b, r)
-    yield "joined vorbis", lambda: b"".join(
-        with_soundfile(spoken(word), 16_000, "OGG", "VORBIS") for word in SAID
+    yield (
+        "joined vorbis",
+        lambda: b"".join(with_soundfile(spoken(word), 16_000, "OGG", "VORBIS") for word in SAID),
     )
     yield "joined mp3 of two rates", lambda: two("mp3", "libmp3lame", 44_100, 48_000)
     yield "joined wav of two rates", lambda: two("wav", "pcm_s16le", 16_000, 44_100)

@@ -288,9 +288,7 @@ def test_a_rate_that_changes():
     assert len(found) == 3 * RATE
     for number in range(3):
         middle = slice(number * RATE + 400, (number + 1) * RATE - 400)
-        np.testing.assert_allclose(
-            found[middle], tone()[400 : RATE - 400], rtol=0, atol=2e-3
-        )
+        np.testing.assert_allclose(found[middle], tone()[400 : RATE - 400], rtol=0, atol=2e-3)
     with pytest.raises(MediaError, match="duration in seconds is 3"):
         audio_blocks.collect(lambda: iter(blocks), RATE, MediaLimits(max_seconds=2.9))
 

@@ -155,9 +155,7 @@ def _with_samples(
     )
 
 
-def _what_follows(
-    stream: BinaryIO, order: str, position: int, size: int, least: int
-) -> int | None:
+def _what_follows(stream: BinaryIO, order: str, position: int, size: int, least: int) -> int | None:
     """Where the next file begins behind the samples, or `size`; None if there are more samples.
 
     Fewer bytes than `least`, zeros and known tags are not taken for samples.
