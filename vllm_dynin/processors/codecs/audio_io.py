@@ -129,7 +129,7 @@ def _array_blocks(
     frames = array.reshape(-1, 1) if array.ndim == 1 else array
     if frames.shape[0] < frames.shape[1]:
         frames = frames.T
-    check_size(*frames.shape, rate, limits)
+    check_size(len(frames), frames.shape[1], rate, limits)
     step = max(_BLOCK_VALUES // frames.shape[1], 1)
 
     def blocks() -> Iterator[Block]:
