@@ -29,9 +29,6 @@ IMPLEMENTED = {
 }
 """Our class, and the one of vLLM in whose place it is used. Methods that both have must agree."""
 
-CONSTRUCTED_BY_US = ("PublicConnection", "MaskedDiffusionSampler")
-"""Classes that derive from one of vLLM's, or stand in for it, and that vLLM never constructs."""
-
 STATED = (
     "vllm.triton_utils.dispatcher._registry",
     "vllm.v1.worker.gpu.structured_outputs.StructuredOutputsWorker",
@@ -78,9 +75,17 @@ class Touched:
 def touched(package: Path) -> Touched:
     """Read every module of a package."""
     found = Touched()
+    constructed = set()
     for path in sorted(package.rglob("*.py")):
         module = ".".join(path.relative_to(package.parent).with_suffix("").parts)
-        _Module(found, module.removesuffix(".__init__"), ast.parse(path.read_text())).read()
+        tree = ast.parse(path.read_text())
+        _Module(found, module.removesuffix(".__init__"), tree).read()
+        calls = (node.func for node in ast.walk(tree) if isinstance(node, ast.Call))
+        constructed |= {func.id for func in calls if isinstance(func, ast.Name)}
+    for derived in found.derived:
+        # What is constructed here is not constructed by vLLM, and may take what it likes.
+        if derived.name.rpartition(".")[2] in constructed:
+            derived.methods.pop("__init__", None)
     for symbol in STATED:
         found.symbols.setdefault(symbol, "packaging/compat/touched.py")
     return found
@@ -176,8 +181,7 @@ class _Module(ast.NodeVisitor):
             derived = Derived(f"{self.module}.{node.name}", symbol, stands_in=symbol == stand_in)
             self.found.symbols.setdefault(symbol, self.where(node))
             for part in node.body:
-                is_ours = node.name in CONSTRUCTED_BY_US and getattr(part, "name", "") == "__init__"
-                if isinstance(part, Function) and not is_ours:
+                if isinstance(part, Function):
                     place = self.where(part)
                     derived.methods[part.name] = (signature(part), traits(part), place)
             # With a base of our own, what an attribute comes from cannot be told here.
@@ -210,6 +214,7 @@ class _Module(ast.NodeVisitor):
             and isinstance(part.value, ast.Call)
             and ast.unparse(part.value) == "super()"
         }
+        read.pop("__init__", None)  # every class has one
         return {name: place for name, place in read.items() if name not in own or name in supers}
 
 

@@ -99,7 +99,7 @@ def silu_and_mul(out: Tensor, input: Tensor) -> None:
     out.copy_(F.silu(gate) * up)
 
 
-# --- the CPU platform's own ------------------------------------------------------------------------
+# --- the CPU platform's own -----------------------------------------------------------------------
 
 
 @operation("init_cpu_memory_env(int[] nodes) -> ()")

@@ -1,7 +1,7 @@
 """The Python of vLLM's CUDA wheel on a machine without a GPU. Imported first (sitecustomize.py).
 
-Its V2 runner, scheduler, warm-up and HTTP server run as they are; its compiled operations are those of
-`plain_ops`, and its bookkeeping kernels run in Triton's interpreter. `rig.sh` makes the environment.
+Its V2 runner, scheduler, warm-up and HTTP server run as they are; its compiled operations are those
+of `plain_ops`, and its kernels run in Triton's interpreter. `rig.sh` makes the environment.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from vllm.platforms.cpu import CpuPlatform  # noqa: E402
 platforms._current_platform = CpuPlatform()
 
 if os.environ.get("TRITON_ALL") == "1":
-    # No kernel is replaced: each runs as written, in the interpreter, out-of-bounds accesses included.
-    from vllm_dynin import compat  # noqa: E402
+    # No kernel is replaced: each runs as written, in the interpreter, as it would on a GPU.
+    from vllm_dynin import compat
 
     compat.replace_runner_kernels = list  # type: ignore[assignment]
 assert Path(platforms.__file__).is_relative_to(os.environ["DYNIN_RIG_SITE"])
