@@ -30,15 +30,21 @@ import av
 import numpy as np
 from PIL import Image
 
-from vllm_dynin.processors.codecs.image_io import open_image, resize_and_crop
+from vllm_dynin.processors.codecs.image_decode import decode_image
+from vllm_dynin.processors.codecs.image_io import resize_and_crop
 from vllm_dynin.processors.codecs.limits import MediaError, MediaLimits
 from vllm_dynin.processors.codecs.video_worker import decode_frames
 
 # Small, so that a mutation which raises a size meets a limit and not the machine's patience.
-LIMITS = MediaLimits(max_pixels=4_000_000, max_frame_pixels=1_000_000, max_frames=500)
+LIMITS = MediaLimits(
+    max_pixels=4_000_000,
+    max_source_pixels=16_000_000,
+    max_frame_pixels=1_000_000,
+    max_frames=500,
+)
 MAX_SECONDS = 20.0
 MAX_GROWTH = 200 * 2**20  # bytes over what a child holds that reads nothing
-MAX_MEMORY = 2**30  # address space of a video child, as the worker caps it
+MAX_MEMORY = 2**30  # address space of a child, as the workers cap it
 
 READ, REFUSED, FAILED = 0, 3, 1
 
@@ -154,8 +160,9 @@ def mutate(data: bytes, others: list[bytes], chance: random.Random) -> bytes:
 
 
 def read_image(data: bytes) -> None:
-    """What serving does with an image."""
-    image = open_image(data, LIMITS)
+    """What the image worker does, memory cap included."""
+    _limit_memory()
+    image = decode_image(io.BytesIO(data), LIMITS)
     if image.mode != "RGB" or image.width * image.height > LIMITS.max_pixels:
         raise AssertionError(f"got a {image.mode} image of {image.size}")
     resize_and_crop(image, 64, 64)
@@ -163,12 +170,16 @@ def read_image(data: bytes) -> None:
 
 def read_video(data: bytes) -> None:
     """What the video worker does, memory cap included."""
-    with open("/proc/self/statm", encoding="ascii") as statm:
-        ceiling = int(statm.read().split()[0]) * resource.getpagesize() + MAX_MEMORY
-    resource.setrlimit(resource.RLIMIT_AS, (ceiling, ceiling))
+    _limit_memory()
     frames = decode_frames(io.BytesIO(data), 2, (32, 32), LIMITS)
     if [(frame.mode, frame.size) for frame in frames] != [("RGB", (32, 32))] * 2:
         raise AssertionError(f"got {frames}")
+
+
+def _limit_memory() -> None:
+    with open("/proc/self/statm", encoding="ascii") as statm:
+        ceiling = int(statm.read().split()[0]) * resource.getpagesize() + MAX_MEMORY
+    resource.setrlimit(resource.RLIMIT_AS, (ceiling, ceiling))
 
 
 def run_child(read: Callable[[bytes], None], data: bytes) -> tuple[int, float, int]:

@@ -16,14 +16,18 @@ from vllm_dynin.processors.codecs.image_io import resize_and_crop
 from vllm_dynin.tokens import Vocabulary
 
 _MARKED = 128
-"""Brightness of a mask's pixel from which on it counts as marked."""
+"""Brightness of a mask's pixel from which on it counts as marked: half of the strongest."""
+_SAME_RATIO = 0.01
+"""By what share the proportions of a mask may differ from those of its image."""
 
 
 def fit_mask(mask: Image.Image, image: Image.Image, height: int, width: int) -> Image.Image:
     """Bring a mask to height × width pixels exactly as its image is.
 
+    A mask of another size than its image is scaled to it; their proportions must be the same.
+
     Args:
-        mask: any mode; white is marked.
+        mask: mode `L`, see `image_io.open_mask`; white is marked.
         image: the image it belongs to, before it was brought to size.
         height: in pixels.
         width: in pixels.
@@ -32,14 +36,18 @@ def fit_mask(mask: Image.Image, image: Image.Image, height: int, width: int) -> 
         Mode `L`.
 
     Raises:
-        ValueError: mask and image differ in size.
+        ValueError: mask and image differ in their proportions.
     """
     if mask.size != image.size:
-        raise ValueError(
-            f"the mask is {mask.width}×{mask.height} pixels, its image {image.width}×"
-            f"{image.height}; draw the mask at the size of the image"
-        )
-    return resize_and_crop(mask.convert("L"), height, width)
+        wide, high = mask.width * image.height, image.width * mask.height
+        # Rounding to whole pixels may have moved either side by one.
+        if abs(wide - high) > max(_SAME_RATIO * high, *image.size, *mask.size):
+            raise ValueError(
+                f"the mask is {mask.width}×{mask.height} pixels, its image {image.width}×"
+                f"{image.height}; draw the mask at the size of the image, or in its proportions"
+            )
+        mask = mask.resize(image.size, Image.Resampling.BICUBIC)
+    return resize_and_crop(mask, height, width)
 
 
 def marked_codes(mask: Image.Image, patch: int) -> list[bool]:

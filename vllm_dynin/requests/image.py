@@ -48,12 +48,13 @@ class Inpaint(Request):
 
     Args:
         image: the known image.
-        mask: white where to paint; of the image's size.
+        mask: white where to paint, or transparent where anything is; in the image's proportions.
+            See `image_io.open_mask`.
         description: of the whole image as it is to be.
     """
 
     image: ImageSource
-    mask: Image.Image
+    mask: ImageSource
     description: str
 
     @classmethod
@@ -112,12 +113,12 @@ class EditImage(Request):
     Args:
         image: the source, or a list of several (the model was trained with one).
         instruction: what to change.
-        mask: white where it may change, of the source's size; None leaves the whole image free.
+        mask: where it may change, as for `Inpaint`; None leaves the whole image free.
     """
 
     image: ImageSource | Sequence[ImageSource]
     instruction: str
-    mask: Image.Image | None = None
+    mask: ImageSource | None = None
 
     def prompt(self, checkpoint: Checkpoint) -> Prompt:
         """The sources, then the instruction."""

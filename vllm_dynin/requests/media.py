@@ -16,7 +16,12 @@ from vllm_dynin.config import MMadaConfig
 from vllm_dynin.planning import image_size
 from vllm_dynin.processors import infill
 from vllm_dynin.processors.codecs.audio_io import AudioSource, load_audio
-from vllm_dynin.processors.codecs.image_io import ImageSource, open_image, resize_and_crop
+from vllm_dynin.processors.codecs.image_io import (
+    ImageSource,
+    open_image,
+    open_mask,
+    resize_and_crop,
+)
 from vllm_dynin.processors.codecs.video import VideoSource, load_frames
 from vllm_dynin.processors.media import AUDIO_RATE, codec_patch
 from vllm_dynin.requests.base import Checkpoint
@@ -89,7 +94,7 @@ def size_like(image: Image.Image, config: MMadaConfig) -> tuple[int, int]:
 def pinned_image(
     options: DenoiseParams,
     image: Image.Image,
-    mask: Image.Image,
+    mask: ImageSource,
     task: Task,
     checkpoint: Checkpoint,
 ) -> DenoiseParams:
@@ -98,7 +103,7 @@ def pinned_image(
     Args:
         options: of the request; they give the size of the image.
         image: the known image, RGB.
-        mask: white where to generate; of the image's size.
+        mask: what to generate; see `image_io.open_mask`. In the proportions of the image.
         task: the direction.
         checkpoint: its image codec encodes the known part.
 
@@ -108,7 +113,8 @@ def pinned_image(
     config = checkpoint.media_config
     height, width = image_size(options, task, config)
     patch = codec_patch(checkpoint.image_folder)
-    is_generated = infill.marked_codes(infill.fit_mask(mask, image, height, width), patch)
+    fitted = infill.fit_mask(open_mask(mask), image, height, width)
+    is_generated = infill.marked_codes(fitted, patch)
     codes = checkpoint.codecs.encode_image(resize_and_crop(image, height, width))
     targets = infill.image_targets(codes, is_generated, config.vocabulary)
     return filled(options, targets)

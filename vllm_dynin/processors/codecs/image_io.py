@@ -1,7 +1,7 @@
 """Image files → RGB → normalised pixels, and back to PIL.
 
-Files are opened by content (a wrong extension does not matter), from a fixed list of formats, and
-their size is checked before anything is decoded.
+Files are opened by content (a wrong extension does not matter), from a fixed list of formats, in a
+process of their own (`image_worker`), and their size is checked before anything is decoded.
 
 PyTorch is imported where it is needed only: the video worker uses this module without it.
 
@@ -17,14 +17,16 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
+from vllm_dynin.processors.codecs import image_decode, image_worker
 from vllm_dynin.processors.codecs.limits import (
     DEFAULT_LIMITS,
     MediaError,
     MediaLimits,
     open_source,
 )
+from vllm_dynin.processors.codecs.media_worker import run_worker
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,22 +42,18 @@ ImageSource = (
     | npt.NDArray[np.uint8]
 )
 
-# Pillow reads more, among them EPS, which starts Ghostscript. A build may lack AVIF or WebP.
-Image.init()
-FORMATS = tuple(
-    name
-    for name in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
-    if name in Image.OPEN
-)
-
 
 def open_image(source: ImageSource, limits: MediaLimits = DEFAULT_LIMITS) -> Image.Image:
-    """Open an image as RGB, upright.
+    """Open an image as RGB, upright, as a viewer shows it.
 
-    Animated files give their first frame. EXIF orientation is applied. Transparency is laid on
-    white, 16-bit grey is scaled to 8 bits, CMYK and palettes are converted.
-    NOTE: the original ignores orientation and drops the alpha channel, which shows whatever colour
-    lies hidden below it; opaque upright images are the same in both.
+    A file is decoded in a process of its own (`media_worker`), memory and processor time capped.
+    Animated files give their first frame, several pages the first. EXIF orientation is applied.
+    Transparency is laid on white, 16-bit grey is scaled to 8 bits, other modes and colour profiles
+    are converted (`image_colours.rgb_converter`). Over `max_pixels` the image is reduced: a JPEG
+    while it is decoded, others in strips after it. A JPEG that is cut off is grey where nothing
+    came.
+    NOTE: the original ignores orientation and colour profiles and drops the alpha channel, which
+    shows whatever colour lies hidden below it; opaque upright sRGB images are the same in both.
 
     Args:
         source: path, bytes, seekable binary file, PIL image, or uint8 array [H, W, 3].
@@ -67,55 +65,42 @@ def open_image(source: ImageSource, limits: MediaLimits = DEFAULT_LIMITS) -> Ima
     Raises:
         MediaError: not an image, broken, of an unsupported kind, or over a limit.
     """
+    return _open(source, limits, "image")
+
+
+def open_mask(source: ImageSource, limits: MediaLimits = DEFAULT_LIMITS) -> Image.Image:
+    """Open a mask: white where something is to be made anew.
+
+    Transparent pixels are marked, as in OpenAI's API; in an image without any transparency the
+    white ones are. Marks may be soft. The strongest becomes 255 and the others keep their
+    proportion to it, so a brush of half its strength marks too; a mask with nothing above a quarter
+    of full strength marks nothing. Otherwise as `open_image`.
+
+    Args:
+        source: as for `open_image`.
+        limits: as for `open_image`.
+
+    Returns:
+        Mode `L`, upright.
+
+    Raises:
+        MediaError: not an image, broken, of an unsupported kind, or over a limit.
+    """
+    return _open(source, limits, "mask")
+
+
+def _open(source: ImageSource, limits: MediaLimits, what: str) -> Image.Image:
     if isinstance(source, np.ndarray):
         source = _from_array(source)
     if isinstance(source, Image.Image):
-        check_size(source.size, limits)
-        return _decode(source, limits)
+        image_decode.check_size(source.size, limits)
+        read = image_decode.marks if what == "mask" else image_decode.shown
+        return read(source, limits)
     with open_source(source, limits) as stream:
-        try:
-            image = Image.open(stream, formats=FORMATS)
-        except Image.DecompressionBombError as error:
-            raise MediaError(f"{error}; the limit is max_pixels={limits.max_pixels}") from error
-        except Exception as error:
-            raise MediaError(
-                f"not a readable image ({_reason(error)}); supported: {', '.join(FORMATS)}"
-            ) from error
-        check_size(image.size, limits)
-        return _decode(image, limits)
-
-
-def check_size(size: tuple[int, int], limits: MediaLimits) -> None:
-    """Check width and height.
-
-    Raises:
-        MediaError: no pixels, too many, or too long and thin.
-    """
-    width, height = size
-    if width < 1 or height < 1:
-        raise MediaError(f"the image is {width}×{height}; it has no pixels")
-    limits.check("max_pixels", width * height, f"the pixel count of a {width}×{height} image")
-    ratio = max(width, height) / min(width, height)
-    limits.check("max_aspect_ratio", ratio, f"the aspect ratio of a {width}×{height} image")
-
-
-def _decode(image: Image.Image, limits: MediaLimits) -> Image.Image:
-    try:
-        image.load()
-        check_size(image.size, limits)  # ICO-like formats learn their size only now
-        return _to_rgb(ImageOps.exif_transpose(image))
-    except MediaError:
-        raise
-    # Pillow's parsers let through whatever a damaged file leads to: OSError, SyntaxError,
-    # struct.error, IndexError, zlib.error, … None of them may take a server down.
-    except Exception as error:
-        raise MediaError(f"the image is damaged or unsupported ({_reason(error)})") from error
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, UnidentifiedImageError):  # its text is the address of a Python object
-        return "unknown format or incomplete header"
-    return f"{type(error).__name__}: {error}"[:200]
+        raw = run_worker(image_worker.__name__, stream, {"what": what}, limits, "image")
+    size = image_worker.SIZE.unpack_from(raw)
+    mode, pixels = "L" if what == "mask" else "RGB", memoryview(raw)[image_worker.SIZE.size :]
+    return Image.frombytes(mode, size, pixels)
 
 
 def _from_array(array: npt.NDArray[np.uint8]) -> Image.Image:
@@ -125,26 +110,6 @@ def _from_array(array: npt.NDArray[np.uint8]) -> Image.Image:
             f"{list(array.shape)}"
         )
     return Image.fromarray(array)
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB":
-        return image
-    if image.mode.startswith("I"):  # Pillow's own conversion clips 16 bits to white
-        values = np.asarray(image)
-        if values.min() < 0 or values.max() > 65_535:
-            raise MediaError(
-                f"integer pixels of {values.min()}..{values.max()} do not fit 16 bits; "
-                "convert the image to 8 or 16 bits first"
-            )
-        return Image.fromarray((values // 257).astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        raise MediaError("floating-point pixels have no agreed range; convert the image to 8 bits")
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, "white")
-        return Image.alpha_composite(white, rgba).convert("RGB")
-    return image.convert("RGB")
 
 
 def resize_and_crop(image: Image.Image, height: int, width: int) -> Image.Image:

@@ -26,14 +26,15 @@ class MediaLimits:
 
     Args:
         max_bytes: size of the encoded source, in bytes.
-        max_pixels: width × height of an image; decoding takes about 7 bytes for each.
+        max_pixels: width × height of an image as it is handed on; larger ones are reduced.
+        max_source_pixels: width × height of an image in its file.
         max_aspect_ratio: longer side ÷ shorter side of an image; bounds the intermediate image of
             a resize by the shorter side.
         max_frame_pixels: width × height of a video frame (several live in the decoder at once).
         max_frames: frames in a video, whether sampled or not (all are decoded to find them).
         max_seconds: duration of a video or a recording.
-        max_decode_seconds: processor time that decoding one video may take.
-        max_decode_bytes: memory that decoding one video may take.
+        max_decode_seconds: processor time that decoding one medium may take.
+        max_decode_bytes: memory that decoding one medium may take.
         max_channels: audio channels.
         max_sample_rate: audio samples per second and channel.
 
@@ -43,6 +44,7 @@ class MediaLimits:
 
     max_bytes: int = 256 * 2**20
     max_pixels: int = 36_000_000  # an 8K frame, or 6000×6000
+    max_source_pixels: int = 225_000_000  # a phone's main camera has up to 16,384×12,288
     max_aspect_ratio: float = 100.0
     max_frame_pixels: int = 9_000_000  # a 4K frame
     max_frames: int = 36_000  # ten minutes at 60 per second

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vllm_dynin.processors.codecs import lfq
+from vllm_dynin.processors.codecs.group_norm import GroupNorm
 
 # Query rows of the attention handled at once. Weights then take rows × h·w numbers instead of
 # (h·w)², whatever kernel is picked (with one head of 512 CUDA's flash kernels do not apply).
@@ -155,7 +156,7 @@ class Encoder(nn.Module):
         x = self.conv_in(pixels_B3HW)
         for level in self.down:
             x = level(x)
-        return self.quant_conv(self.conv_out(_swish(self.norm_out(self.mid(x)))))
+        return self.quant_conv(self.conv_out(self.norm_out(self.mid(x), swish=True)))
 
 
 class Decoder(nn.Module):
@@ -187,7 +188,7 @@ class Decoder(nn.Module):
         x = self.mid(self.conv_in(self.post_quant_conv(signs_BKhw)))
         for level in reversed(self.up):
             x = level(x)
-        return self.conv_out(_swish(self.norm_out(x)))
+        return self.conv_out(self.norm_out(x, swish=True))
 
 
 class Level(nn.Module):
@@ -234,8 +235,8 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, in, H, W] → [B, out, H, W]."""
-        y = self.conv1(_swish(self.norm1(x)))
-        y = self.conv2(_swish(self.norm2(y)))
+        y = self.conv1(self.norm1(x, swish=True))
+        y = self.conv2(self.norm2(y, swish=True))
         return (x if self.nin_shortcut is None else self.nin_shortcut(x)) + y
 
 
@@ -300,10 +301,5 @@ class Upsample(nn.Module):
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
-def _norm(channels: int, groups: int) -> nn.GroupNorm:
-    return nn.GroupNorm(groups, channels, eps=1e-6)
-
-
-def _swish(x: Tensor) -> Tensor:
-    # In place where no gradient needs the input: one full-resolution tensor less at the peak.
-    return F.silu(x, inplace=not torch.is_grad_enabled())
+def _norm(channels: int, groups: int) -> GroupNorm:
+    return GroupNorm(groups, channels, eps=1e-6)

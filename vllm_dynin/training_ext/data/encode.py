@@ -14,7 +14,8 @@ from pathlib import Path
 from vllm_dynin.canvas import Task
 from vllm_dynin.config import LLaDAConfig, MMadaConfig
 from vllm_dynin.processors.codecs.audio_io import load_audio
-from vllm_dynin.processors.codecs.image_io import FORMATS, open_image, resize_and_crop
+from vllm_dynin.processors.codecs.image_decode import FORMATS
+from vllm_dynin.processors.codecs.image_io import open_image, resize_and_crop
 from vllm_dynin.processors.codecs.limits import DEFAULT_LIMITS, MediaError
 from vllm_dynin.processors.codecs.video import load_frames
 from vllm_dynin.processors.codecs.video_worker import frame_indices
