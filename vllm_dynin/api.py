@@ -215,10 +215,12 @@ def _has_extension(name: str) -> bool:
     return issubclass(resolve_obj_by_qualname(name), MediaWorkerExtension)
 
 
-def _call(llm: weakref.ref[LLM], method: str, arguments: tuple[Any, ...]) -> Sequence[Any]:
+def _call(
+    llm: weakref.ref[LLM], method: str, arguments: tuple[Any, ...], turn: int | None
+) -> Sequence[Any]:
     engine = llm()
     assert engine is not None  # a request is being answered, so somebody holds it
-    return engine.collective_rpc(method, args=arguments)
+    return engine.collective_rpc(method, args=arguments)[:1]  # an `LLM` has one engine
 
 
 def _named(index: int, request: Request, make: Any) -> Any:

@@ -6,6 +6,7 @@ long; on a CPU machine they run in threads of the caller's process, and no step 
 
 from __future__ import annotations
 
+import itertools
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,8 +23,10 @@ from vllm_dynin.processors.media import AUDIO_RATE, CodecFolders, MediaCodecs
 from vllm_dynin.tokens import Vocabulary
 
 Place = Literal["worker", "local"]
-Call = Callable[[str, tuple[Any, ...]], Sequence[Any]]
-"""`call(method, arguments)`: run a method on every worker; one result a worker."""
+Call = Callable[[str, tuple[Any, ...], int | None], Sequence[Any]]
+"""`call(method, arguments, turn)`: run a method on all workers of one engine, the same one for the
+same turn, or of every engine (data parallel) where the turn is None; the answer of each engine that
+was asked, which is the one of its rank 0."""
 
 T = TypeVar("T")
 
@@ -81,6 +84,7 @@ class CodecRunner:
             raise ValueError("place='worker' needs `call`, the way to the workers; or use 'local'")
         self.place = place
         self._call = call
+        self._turns = itertools.count()
         self._codecs = MediaCodecs(folders, torch.device("cpu"), vocabulary)
         self._threads = ThreadPoolExecutor(num_threads, "dynin-codec") if place == "local" else None
 
@@ -146,9 +150,9 @@ class CodecRunner:
             chosen = style or DEFAULT_STYLE
             yield from self._codecs.speech.decode_stream(units, chosen, seed, speed)
             return
-        name = uuid.uuid4().hex
-        self._ask("dynin_open_speech", name, list(units), style, seed, speed)
-        while piece := self._ask("dynin_next_speech", name):
+        name, turn = uuid.uuid4().hex, next(self._turns)
+        self._ask("dynin_open_speech", name, list(units), style, seed, speed, turn=turn)
+        while piece := self._ask("dynin_next_speech", name, turn=turn):
             yield np.frombuffer(piece, np.float32)
 
     def speech_styles(self) -> list[str]:
@@ -181,7 +185,7 @@ class CodecRunner:
                 "trajectories are kept by the package's worker extension; start the engine without "
                 "a worker_extension_cls of your own, or derive it from MediaWorkerExtension"
             )
-        steps = self._ask("dynin_take_trajectory", name)
+        steps = self._find("dynin_take_trajectory", name)
         if steps is None:
             raise ValueError(
                 f"the worker does not keep trajectory {name!r}: it was fetched before, or more "
@@ -200,7 +204,7 @@ class CodecRunner:
         """
         if self._call is None:
             return None
-        found = self._ask("dynin_peek_trajectory", client_id)
+        found = self._find("dynin_peek_trajectory", client_id)
         return None if found is None else (list(found[0]), list(found[1]))
 
     def _submit(self, work: Callable[[], T]) -> Future[T]:
@@ -226,7 +230,14 @@ class CodecRunner:
         pieces = self.speech_pieces(units, style=style, seed=seed, speed=speed)
         return Sound(np.concatenate([np.zeros(0, np.float32), *pieces]), self.speech_rate())
 
-    def _ask(self, method: str, *arguments: Any) -> Any:
-        """Run a method on the workers; what rank 0 answers."""
+    def _ask(self, method: str, *arguments: Any, turn: int | None = None) -> Any:
+        """Run a method on the workers of one engine; by turns, unless the turn is given."""
         assert self._call is not None
-        return self._call(method, arguments)[0]
+        turn = next(self._turns) if turn is None else turn
+        return self._call(method, arguments, turn)[0]
+
+    def _find(self, method: str, *arguments: Any) -> Any:
+        """Run a method on the workers of every engine; the answer of the one that has one."""
+        assert self._call is not None
+        answers = self._call(method, arguments, None)
+        return next((answer for answer in answers if answer is not None), None)

@@ -5,6 +5,7 @@ Supported: vLLM 0.32 (tested, CPU wheel) and 0.33. Each entry says when it can g
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import inspect
 import logging
@@ -23,6 +24,7 @@ from vllm_dynin.processors.codecs.limits import DEFAULT_LIMITS
 if TYPE_CHECKING:
     from vllm import SamplingParams
     from vllm.config import ModelConfig, VllmConfig
+    from vllm.engine.protocol import EngineClient
     from vllm.v1.core.sched.scheduler import Scheduler
     from vllm.v1.engine import EngineCoreRequest
     from vllm.v1.engine.input_processor import InputProcessor
@@ -330,6 +332,39 @@ def forget_encoder_inputs(scheduler: Scheduler, request_id: str) -> None:
     pending: dict[str, Any] | None = getattr(scheduler, "_pending_encoder_input_ids", None)
     if pending is not None:
         pending.pop(request_id, None)
+
+
+async def ask_engines(
+    client: EngineClient, method: str, arguments: tuple[Any, ...], turn: int | None
+) -> list[Any]:
+    """Run a method on the workers of one engine of a server, or of each.
+
+    `collective_rpc` of a client of several engines (data parallel) runs it on all of them and gives
+    the first one's answer: every image would be decoded by every engine, and what only the third
+    knows could not be asked for. Remove when it can be told which engine is meant.
+
+    Args:
+        client: of the server.
+        method: of our worker extension.
+        arguments: of that method.
+        turn: any number, which chooses an engine, the same one for the same number; None asks all.
+
+    Returns:
+        What rank 0 of each engine that was asked answered.
+    """
+    core = getattr(client, "engine_core", None)
+    engines = getattr(core, "core_engines", ())
+    if core is None or len(engines) < 2:
+        return (await client.collective_rpc(method, args=arguments))[:1]
+    if turn is not None:
+        engines = [engines[turn % len(engines)]]
+    answers = await asyncio.gather(
+        *(
+            core._call_utility_async("collective_rpc", method, None, arguments, None, engine=engine)
+            for engine in engines
+        )
+    )
+    return [ranks[0] for ranks in answers]
 
 
 def _is_ours(processor: InputProcessor) -> bool:

@@ -22,6 +22,18 @@ IMAGE_STORE = "VLLM_DYNIN_IMAGE_STORE"
 IMAGE_STORE_SECONDS = "VLLM_DYNIN_IMAGE_STORE_SECONDS"
 """How long an image is kept there; default 3,600."""
 
+CHECK_RANKS = "DYNIN_CHECK_RANKS"
+"""1: tensor-parallel ranks compare their canvases after each step. Slow; to find faults."""
+
+
+def checks_ranks() -> bool:
+    """Whether tensor-parallel ranks compare their canvases after each step.
+
+    Raises:
+        ValueError: the variable is neither 0 nor 1.
+    """
+    return _flag(CHECK_RANKS, "to have ranks compare their canvases")
+
 
 def wants_page() -> bool:
     """Whether the page is served.
@@ -29,9 +41,13 @@ def wants_page() -> bool:
     Raises:
         ValueError: the variable is neither 0 nor 1.
     """
-    value = os.environ.get(UI, "0")
+    return _flag(UI, "for the page at /")
+
+
+def _flag(name: str, purpose: str) -> bool:
+    value = os.environ.get(name, "0")
     if value not in ("0", "1"):
-        raise ValueError(f"{UI}={value!r}; set it to 1 for the page at /, or to 0")
+        raise ValueError(f"{name}={value!r}; set it to 1 {purpose}, or to 0")
     return value == "1"
 
 

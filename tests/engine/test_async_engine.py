@@ -4,7 +4,7 @@ import asyncio
 import random
 
 import pytest
-from helpers.engines import metric, start_async
+from helpers.engines import metric, started
 from helpers.request_mix import Case, expected_tokens, mixed_cases, random_prompt
 from helpers.tiny_checkpoint import tiny_config, write_checkpoint
 from vllm.sampling_params import RequestOutputKind
@@ -27,31 +27,10 @@ def reference(folder):
 
 
 @pytest.fixture(scope="module")
-def loop():
-    loop = asyncio.new_event_loop()
-    yield loop
-    tasks = asyncio.all_tasks(loop)  # vLLM leaves its readers waiting
-    for task in tasks:
-        task.cancel()
-    loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
-    loop.close()
-
-
-@pytest.fixture(scope="module")
 def engine(loop, folder):
-    ranks = start_async(
-        folder,
-        threads="0|1",
-        tensor_parallel_size=2,
-        num_gpu_blocks_override=12,
-        max_model_len=288,
-    )
-
-    async def enter():  # vLLM starts tasks in the running loop
-        return ranks.__enter__()
-
-    yield loop.run_until_complete(enter())
-    ranks.__exit__(None, None, None)
+    options = {"num_gpu_blocks_override": 12, "max_model_len": 288}
+    with started(loop, folder, "0|1", tensor_parallel_size=2, **options) as engine:
+        yield engine
 
 
 async def stream(engine, name, case, kind=RequestOutputKind.DELTA, delay=0.0):

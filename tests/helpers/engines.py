@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -82,6 +83,20 @@ def start_async(folder: Path, threads: str, **options: Any) -> Iterator[AsyncLLM
         yield engine
     finally:
         engine.shutdown()
+
+
+@contextmanager
+def started(
+    loop: asyncio.AbstractEventLoop, folder: Path, threads: str, **options: Any
+) -> Iterator[AsyncLLM]:
+    """`start_async` for tests that are not asynchronous: the engine's tasks run in `loop`."""
+    ranks = start_async(folder, threads, **options)
+
+    async def enter() -> AsyncLLM:  # vLLM starts tasks in the running loop
+        return ranks.__enter__()
+
+    yield loop.run_until_complete(enter())
+    ranks.__exit__(None, None, None)
 
 
 def metric(name: str) -> float:

@@ -37,10 +37,10 @@ def worker(rank: int = 0) -> MediaWorkerExtension:
 def runner_of(*ranks: MediaWorkerExtension, calls: list[str] | None = None) -> CodecRunner:
     """A runner that reaches these workers as `collective_rpc` would."""
 
-    def call(method, arguments):
+    def call(method, arguments, turn):
         if calls is not None:
             calls.append(method)
-        return [getattr(rank, method)(*arguments) for rank in ranks]
+        return [getattr(rank, method)(*arguments) for rank in ranks][:1]
 
     return CodecRunner(FOLDERS, VOCABULARY, place="worker", call=call)
 

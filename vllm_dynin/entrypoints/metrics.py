@@ -18,6 +18,7 @@ from prometheus_client import REGISTRY, Counter, Gauge, Histogram
 from vllm.v1.metrics.loggers import AggregateStatLoggerBase
 from vllm.v1.spec_decode.metrics import SpecDecodingLogging, SpecDecodingProm, SpecDecodingStats
 
+from vllm_dynin.compat import ask_engines
 from vllm_dynin.config import LLaDAConfig
 from vllm_dynin.step_counts import StepCounts, unpack
 
@@ -163,10 +164,10 @@ async def watch_encoding(engine: EngineClient, seconds: float = 10.0) -> None:
     media, time_taken = encoding_counters()
     while True:
         await asyncio.sleep(seconds)
-        times = (await engine.collective_rpc("dynin_take_encoding_times"))[0]
-        for codec, (number, total) in times.items():
-            media.labels(codec).inc(number)
-            time_taken.labels(codec).inc(total)
+        for times in await ask_engines(engine, "dynin_take_encoding_times", (), None):
+            for codec, (number, total) in times.items():
+                media.labels(codec).inc(number)
+                time_taken.labels(codec).inc(total)
 
 
 @cache

@@ -6,15 +6,18 @@ the frozen codecs and come out as ids.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from vllm.config import VllmConfig
+from vllm.distributed import get_tp_group
 from vllm.model_executor.models.interfaces import SupportsMultiModal
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from vllm_dynin.model_executor.masked_diffusion import MaskedDiffusionLM
+from vllm_dynin.model_executor.ranks import on_first_rank
 from vllm_dynin.processors import chat
 from vllm_dynin.processors.media import CodecFolders, MediaCodecs
 from vllm_dynin.processors.multimodal import MediaDummies, MediaInfo, MediaProcessor
@@ -40,16 +43,20 @@ class OmniMaskedDiffusionLM(MaskedDiffusionLM, SupportsMultiModal):  # type: ign
     def embed_multimodal(self, **kwargs: Any) -> list[Tensor]:
         """Encode media: token ids int64 [n, 1] of each item, where vLLM expects embeddings.
 
+        The first tensor-parallel rank encodes, the others are given its ids.
+
         Args:
             kwargs: normalised images `image_pixels` [B, 3, H, W], frames `video_pixels`
                 [B, F, 3, H, W] or waveforms `audio_waveform` [B, N], as a tensor or, where sizes
                 differ, a list.
         """
-        outputs: list[Tensor] = []
+        group = get_tp_group().device_group
+        return on_first_rank(lambda: list(self._encoded(**kwargs)), group, self.media.device)
+
+    def _encoded(self, **kwargs: Any) -> Iterator[Tensor]:
         for pixels in kwargs.get("image_pixels", ()):
-            outputs.append(self.media.image_ids(pixels[None]).reshape(-1, 1))
+            yield self.media.image_ids(pixels[None])
         for frames in kwargs.get("video_pixels", ()):
-            outputs.append(self.media.image_ids(frames).reshape(-1, 1))
+            yield self.media.image_ids(frames)
         for waveform in kwargs.get("audio_waveform", ()):
-            outputs.append(self.media.speech_ids(waveform).reshape(-1, 1))
-        return outputs
+            yield self.media.speech_ids(waveform)

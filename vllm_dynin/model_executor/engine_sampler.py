@@ -12,9 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
+from vllm.distributed import get_tp_group
 from vllm.v1.outputs import LogprobsTensors
 from vllm.v1.worker.gpu.sample.output import SamplerOutput
 
+from vllm_dynin import envs
+from vllm_dynin.model_executor.ranks import check_agreement
 from vllm_dynin.model_executor.slot import DenoisingRequest
 from vllm_dynin.model_executor.step_logits import StepLogits
 from vllm_dynin.sampling.logprobs import RowLogprobs
@@ -37,6 +41,7 @@ class MaskedDiffusionSampler:
         self, denoising: list[DenoisingRequest], device: torch.device, sampler: Any
     ) -> None:
         self._denoising, self._device = denoising, device
+        self._checked_group = get_tp_group().cpu_group if envs.checks_ranks() else None
         # The runner reads these attributes of its sampler.
         self.sampling_states = sampler.sampling_states
         self.req_states = sampler.req_states
@@ -75,7 +80,14 @@ class MaskedDiffusionSampler:
                     if (found := decoder.logprobs(first, stop)) is not None:
                         logprobs[request.row] = found
                     slot.num_emitted = stop
+            if self._checked_group is not None:
+                self._check_ranks(input_batch, self._checked_group)
         return self._output(input_batch, committed, logprobs, computed)
+
+    def _check_ranks(self, batch: InputBatch, group: ProcessGroup) -> None:
+        canvases = [request.slot.decoder.ids for request in self._denoising]
+        names = [batch.req_ids[request.row] for request in self._denoising]
+        check_agreement(canvases, names, group)
 
     def _output(
         self,

@@ -2,8 +2,9 @@
 
 vLLM mixes this class into its worker; `collective_rpc` calls a method by name on every rank, and
 no denoising step runs meanwhile. So each call does a bounded piece of work: one image, one chunk
-of a recording, about a second of speech. Rank 0 answers, the others return None. Arguments and
-results are bytes, numbers and lists of them, which is what vLLM sends between processes.
+of a recording, about a second of speech. Rank 0 works and answers, the others return None.
+Arguments and results are bytes, numbers and lists of them, which is what vLLM sends between
+processes.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ class MediaWorkerExtension:
         if self.rank != 0:
             return None
         array = np.frombuffer(pixels, np.uint8).reshape(height, width, 3)
-        codes = self._dynin_codecs().image.encode([Image.fromarray(array)])
+        codecs = self._dynin_codecs()
+        with CODEC_CLOCK.timed("image", codecs.device):
+            codes = codecs.image.encode([Image.fromarray(array)])
         return cast(list[int], codes[0].tolist())
 
     def dynin_decode_image(self, codes: list[int], height: int, width: int) -> bytes | None:
@@ -50,7 +53,9 @@ class MediaWorkerExtension:
         if self.rank != 0:
             return None
         waveform = np.frombuffer(samples, np.float32).copy()  # torch wants it writable
-        return self._dynin_codecs().speech.encode(waveform, AUDIO_RATE, collapse_repeats=False)
+        codecs = self._dynin_codecs()
+        with CODEC_CLOCK.timed("speech", codecs.device):
+            return codecs.speech.encode(waveform, AUDIO_RATE, collapse_repeats=False)
 
     def dynin_speech_rate(self) -> int | None:
         """Samples per second of decoded speech."""
@@ -83,9 +88,9 @@ class MediaWorkerExtension:
             return b""
         return np.asarray(piece, np.float32).tobytes()
 
-    def dynin_take_encoding_times(self) -> dict[str, tuple[int, float]] | None:
-        """Media encoded for the model since the last call, and seconds that took, by codec."""
-        return CODEC_CLOCK.take() if self.rank == 0 else None
+    def dynin_take_encoding_times(self) -> dict[str, tuple[int, float]]:
+        """Media encoded by this rank since the last call, and seconds that took, by codec."""
+        return CODEC_CLOCK.take()
 
     def dynin_take_trajectory(self, name: str) -> list[int] | None:
         """At which step each slot of a request was decided; None where it is not kept (any more).

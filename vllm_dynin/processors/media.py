@@ -90,7 +90,8 @@ class MediaCodecs:
     """
 
     def __init__(self, folders: CodecFolders, device: torch.device, vocabulary: Vocabulary) -> None:
-        self._folders, self._device, self._vocabulary = folders, device, vocabulary
+        self.device = device
+        self._folders, self._vocabulary = folders, vocabulary
 
     @cached_property
     def image(self) -> ImageCodec:
@@ -100,7 +101,7 @@ class MediaCodecs:
             ValueError: the checkpoint has none, or it has more codes than the vocabulary.
         """
         codec = ImageCodec.from_pretrained(
-            required_folder(self._folders.image, "image"), device=self._device
+            required_folder(self._folders.image, "image"), device=self.device
         )
         _check_size("image", codec.num_codes, len(self._vocabulary.image))
         return codec
@@ -113,7 +114,7 @@ class MediaCodecs:
             ValueError: the checkpoint has none, or it has more units than the vocabulary.
         """
         codec = SpeechCodec.from_pretrained(
-            required_folder(self._folders.speech, "speech"), device=self._device
+            required_folder(self._folders.speech, "speech"), device=self.device
         )
         _check_size("speech", codec.num_units, len(self._vocabulary.speech))
         return codec
@@ -121,14 +122,14 @@ class MediaCodecs:
     def image_ids(self, pixels_B3HW: Tensor) -> Tensor:
         """int64 [B, N]: token ids of normalised images."""
         codec = self.image
-        with CODEC_CLOCK.timed("image", self._device):
+        with CODEC_CLOCK.timed("image", self.device):
             codes = codec.encode_pixels(pixels_B3HW)
         return codes + self._vocabulary.image.start
 
     def speech_ids(self, waveform_N: Tensor) -> Tensor:
         """int64 [U]: token ids of a recording at `AUDIO_RATE`, repeats collapsed."""
         codec = self.speech
-        with CODEC_CLOCK.timed("speech", self._device):
+        with CODEC_CLOCK.timed("speech", self.device):
             units = codec.encode(waveform_N.cpu().numpy(), AUDIO_RATE)
         return torch.tensor(units, dtype=torch.int64) + self._vocabulary.speech.start
 

@@ -25,6 +25,7 @@ from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.tracing import contains_trace_headers, extract_trace_headers
 
+from vllm_dynin import compat
 from vllm_dynin.api import (
     Result,
     checkpoint_for,
@@ -110,9 +111,11 @@ class MediaService:
             self.vllm_config, tokenizer, codec_place(self.vllm_config), self._call_workers
         )
 
-    def _call_workers(self, method: str, arguments: tuple[Any, ...]) -> Sequence[Any]:
-        """Run a method on every worker; called in a thread that is not the event loop's."""
-        call = self._engine.collective_rpc(method, args=arguments)
+    def _call_workers(
+        self, method: str, arguments: tuple[Any, ...], turn: int | None
+    ) -> Sequence[Any]:
+        """See `codec_runner.Call`; called in a thread that is not the event loop's."""
+        call = compat.ask_engines(self._engine, method, arguments, turn)
         found: Sequence[Any] = asyncio.run_coroutine_threadsafe(call, self._loop).result()
         return found
 
