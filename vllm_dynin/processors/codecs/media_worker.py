@@ -30,7 +30,7 @@ from vllm_dynin.processors.codecs.limits import MediaError, MediaLimits
 logger = logging.getLogger(__name__)
 
 _EXIT_REFUSED = 3
-_MISTAKES = (TypeError, AttributeError, NameError, ImportError, NotImplementedError)
+_MISTAKES = (TypeError, AttributeError, NameError, ImportError)
 """What no file raises by itself: this package and its libraries do not fit together."""
 _SAFE_FORMATS = {"image": "PNG", "video": "mp4", "audio": "WAV"}
 
