@@ -11,12 +11,20 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from vllm.multimodal.media.base import MediaWithBytes
-from vllm.multimodal.parse import ModalityDataItems, MultiModalDataParser, ProcessorBatchItems
+from vllm.multimodal.parse import (
+    AudioProcessorItems,
+    ModalityDataItems,
+    MultiModalDataParser,
+    ProcessorBatchItems,
+)
 
+from vllm_dynin.processors.codecs.audio_io import load_audio
 from vllm_dynin.processors.codecs.limits import MediaError
 from vllm_dynin.processors.codecs.video import OpenedVideo
+from vllm_dynin.processors.media import AUDIO_RATE
 
 
 class VideoItems(ProcessorBatchItems[OpenedVideo | None]):
@@ -42,6 +50,13 @@ class MediaParser(MultiModalDataParser):
         if data is None:
             return None
         return VideoItems([None if video is None else _opened(video) for video in _videos(data)])
+
+    def _parse_audio_data(self, data: Any) -> ModalityDataItems[Any, Any] | None:
+        if data is None:
+            return None
+        return AudioProcessorItems(
+            [None if sound is None else _heard(sound) for sound in _recordings(data)]
+        )
 
 
 def _videos(data: Any) -> Sequence[Any]:
@@ -83,3 +98,32 @@ def _opened(video: Any) -> OpenedVideo:
             "pathlib.Path, uint8 frames [T, H, W, 3], or a list of pictures"
         )
     return OpenedVideo(video)
+
+
+def _recordings(data: Any) -> Sequence[Any]:
+    """One recording or several, as several; as in vLLM, a two-dimensional array is several."""
+    if isinstance(data, np.ndarray | torch.Tensor):
+        return [data] if data.ndim < 2 else list(data)
+    if isinstance(data, list) and not (data and isinstance(data[0], int | float)):
+        return data
+    return [data]
+
+
+def _heard(sound: Any) -> NDArray[np.float32]:
+    """A recording of `multi_modal_data`: a file, samples at `AUDIO_RATE`, or samples and a rate.
+
+    Raises:
+        MediaError: something else, or it cannot be used.
+    """
+    rate = None
+    if isinstance(sound, tuple) and len(sound) == 2:
+        sound, rate = sound
+    if isinstance(sound, bytes | bytearray | memoryview | Path):
+        return load_audio(sound, rate, target_rate=AUDIO_RATE)
+    if isinstance(sound, np.ndarray | torch.Tensor | list):
+        rate = AUDIO_RATE if rate is None else rate
+        return load_audio(sound, rate, target_rate=AUDIO_RATE)
+    raise MediaError(
+        f"a recording of multi_modal_data is a {type(sound).__name__}; give a file's bytes, a "
+        f"pathlib.Path, samples at {AUDIO_RATE} Hz, or (samples, rate)"
+    )

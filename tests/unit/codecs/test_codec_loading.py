@@ -260,11 +260,11 @@ def test_converter(tmp_path, capsys, key):
     (source.parent / "config.json").write_text('{"x": 1}')
     torch.save(tensors if key is None else {key: tensors, "epoch": 3}, source)
     out = tmp_path / "new"
-    main([str(source), str(out), "--add-prefix", "encoder."])
+    main([str(source), str(out)])
     said = capsys.readouterr().out
     read = load_file(out / "model.safetensors")
-    assert set(read) == {"encoder.a", "encoder.b", "encoder.c"}
-    assert torch.equal(read["encoder.b"], shared[:4]) and read["encoder.c"].shape == (4, 3)
+    assert set(read) == {"a", "b", "c"}
+    assert torch.equal(read["b"], shared[:4]) and read["c"].shape == (4, 3)
     assert read_config(out) == {"x": 1}
     for part in ("3 tensors, 28 numbers", "left out 'step'", "shared memory", "copied config.json"):
         assert part in said

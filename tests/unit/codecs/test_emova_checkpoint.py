@@ -8,11 +8,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from vllm_dynin.processors.codecs.convert import convert
+from vllm_dynin.processors.codecs.convert import convert, main
 from vllm_dynin.processors.codecs.emova_speech import DROPPED, our_name
 from vllm_dynin.processors.codecs.loading import fold_weight_norm
 from vllm_dynin.processors.codecs.speech import TOY_SPEECH_DIRECTORY, SpeechCodec
 from vllm_dynin.processors.codecs.speech_to_units import SpeechToUnits, SpeechToUnitsConfig
+from vllm_dynin.processors.codecs.styles import STYLES
 from vllm_dynin.processors.codecs.units_to_speech import UnitsToSpeech, UnitsToSpeechConfig
 
 MAGNITUDE = {"pair": ".weight_g", "parametrized": ".parametrizations.weight.original0"}
@@ -408,3 +409,67 @@ def test_original_pickles_convert(tmp_path):
     first = SpeechCodec.from_pretrained(write(tmp_path / "a", tensors)).backend.state_dict()
     second = SpeechCodec.from_pretrained(write(tmp_path / "b", joined)).backend.state_dict()
     assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+# The two files that were published first, and the folder of styles.
+
+
+@pytest.fixture
+def published_files(tmp_path):
+    """`s2u.ckpt`, `u2s.pth` with small letters and a config beside it, and the styles."""
+    whole = checkpoint()
+    kinds = {"encoder.": {}, "decoder.": {}}
+    for name, tensor in respell(whole, "pair", str.lower).items():
+        for prefix, state in kinds.items():
+            if name.startswith(prefix):
+                state[name.removeprefix(prefix)] = tensor
+    torch.save({"state_dict": kinds["encoder."], "epoch": 3}, tmp_path / "s2u.ckpt")
+    torch.save({"model": kinds["decoder."], "iteration": 9}, tmp_path / "u2s.pth")
+    (tmp_path / "config.json").write_text('{"train": {"segment_size": 8192}}')
+    styles = tmp_path / "styles" / "centroids"
+    styles.mkdir(parents=True)
+    for style, row in zip(STYLES, whole["style_embedding.weight"], strict=True):
+        np.save(styles / f"{style.name}.npy", row.numpy())
+    return tmp_path, whole
+
+
+def test_two_files_become_a_folder_that_serves(published_files, capsys):
+    folder, whole = published_files
+    out = folder / "speech_codec"
+    out.mkdir()
+    sizes = {name: CONFIG[name] for name in CONFIG if name != "model_type"}
+    (out / "config.json").write_text(json.dumps(sizes))  # of test size; the published needs none
+    main([str(folder / "s2u.ckpt"), str(out), "--add-prefix", "encoder."])
+    assert "not yet a speech codec: the decoder and --styles" in capsys.readouterr().out
+    styles = ["--styles", str(folder / "styles")]
+    main([str(folder / "u2s.pth"), str(out), "--add-prefix", "decoder.", *styles])
+    assert "is a speech codec" in capsys.readouterr().out
+    joined = SpeechCodec.from_pretrained(out)
+    assert not any("train" in line for line in (out / "config.json").read_text().splitlines())
+    reference = SpeechCodec.from_pretrained(write(folder / "whole", whole))
+    for key, tensor in reference.backend.state_dict().items():
+        assert torch.equal(tensor, joined.backend.state_dict()[key]), key
+    speech = torch.sin(torch.arange(16000) ** 1.3 * 0.01)
+    assert joined.encode(speech, 16000) == reference.encode(speech, 16000)
+    style = "gender-male_emotion-sad"
+    first, second = (codec.decode([1, 2], style=style, seed=1) for codec in (joined, reference))
+    np.testing.assert_array_equal(first[0], second[0])
+    with pytest.raises(ValueError, match=r"has encoder.*already"):
+        convert(folder / "s2u.ckpt", out, prefix="encoder.")
+
+
+def test_the_folder_says_what_it_is(published_files):
+    folder, _ = published_files
+    out = folder / "speech_codec"
+    convert(folder / "u2s.pth", out, prefix="decoder.", styles=folder / "styles")
+    assert not (out / "config.json").exists()
+    convert(folder / "s2u.ckpt", out, prefix="encoder.")
+    assert json.loads((out / "config.json").read_text()) == {"model_type": CONFIG["model_type"]}
+
+
+def test_a_style_is_missing(published_files):
+    folder, _ = published_files
+    next((folder / "styles").rglob("*male_emotion-sad_speed-fast_pitch-low.npy")).unlink()
+    with pytest.raises(ValueError, match=r"has 0 files \*gender-\w*male_emotion-sad"):
+        convert(folder / "u2s.pth", folder / "o", prefix="decoder.", styles=folder / "styles")
+    assert not (folder / "o").exists()

@@ -1,49 +1,72 @@
 """Convert an original `.bin`, `.pt`, `.pth` or `.ckpt` file to safetensors, once and offline.
 
     python -m vllm_dynin.processors.codecs.convert pytorch_model.bin DIRECTORY
-    python -m vllm_dynin.processors.codecs.convert s2u.ckpt DIRECTORY --add-prefix encoder.
-    python -m vllm_dynin.processors.codecs.convert u2s.pth DIRECTORY --add-prefix decoder.
 
-The file is read with `weights_only=True`: tensors and plain containers, no code. A `config.json`
-beside the source is copied along. Serving itself never opens a pickle.
+The published speech tokenizer is two files and a folder of speaking styles, which become one:
+
+    COMMAND="python -m vllm_dynin.processors.codecs.convert"
+    $COMMAND s2u.ckpt DIRECTORY --add-prefix encoder.
+    $COMMAND u2s.pth DIRECTORY --add-prefix decoder. --styles condition_style_centroid
+
+A file is read with `weights_only=True`: tensors and plain containers, no code. A `config.json`
+beside the source is copied along, if the source is a whole model. Serving itself never opens a
+pickle.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vllm_dynin.processors.codecs.loading import CONFIG_NAME, WEIGHTS_NAME
+from vllm_dynin.processors.codecs.emova_speech import EMOVA_MODEL_TYPE
+from vllm_dynin.processors.codecs.loading import CONFIG_NAME, WEIGHTS_NAME, read_config
+from vllm_dynin.processors.codecs.styles import STYLES
+
+STYLE_TABLE = "style_embedding.weight"
+"""What the published checkpoint calls the vectors of the speaking styles."""
 
 _STATE_KEYS = ("state_dict", "model", "module", "generator")
 
 
-def convert(source: Path, directory: Path, *, key: str | None = None, prefix: str = "") -> str:
+def convert(
+    source: Path,
+    directory: Path,
+    *,
+    key: str | None = None,
+    prefix: str = "",
+    styles: Path | None = None,
+) -> str:
     """Write `directory/model.safetensors` with the tensors of `source`, names and dtypes kept.
 
     Args:
         source: file written by `torch.save`.
-        directory: created where needed; an existing `model.safetensors` is not overwritten.
+        directory: created where needed. A `model.safetensors` in it is not overwritten; with a
+            prefix, the tensors of both are joined.
         key: entry that holds the state dict; by default the file itself, or the first of
             `state_dict`, `model`, `module`, `generator` that holds one.
-        prefix: put before every name.
+        prefix: put before every name: the source is one part of a model.
+        styles: folder with the vectors of the speaking styles, one `.npy` file each, named by the
+            style.
 
     Returns:
         A report of what was read, changed and written.
 
     Raises:
-        ValueError: not readable without running code, no state dict inside, or the target exists.
+        ValueError: not readable without running code, no state dict inside, the target exists or
+            has a tensor of that name, or a style is missing.
     """
     target = directory / WEIGHTS_NAME
-    if target.exists():
+    if target.exists() and not prefix:
         raise ValueError(f"{target} exists already; remove it or choose another directory")
     try:
         content = torch.load(source, map_location="cpu", weights_only=True)
@@ -54,14 +77,23 @@ def convert(source: Path, directory: Path, *, key: str | None = None, prefix: st
         ) from error
     path, state = _find_state(content, key, source)
     tensors, notes = _independent(state, prefix)
+    if styles is not None:
+        tensors[STYLE_TABLE] = style_table_of(styles)
+        notes.append(f"read {len(STYLES)} speaking styles of {styles}")
+    if target.exists():
+        before = load_file(target)
+        if common := sorted(before.keys() & tensors.keys()):
+            raise ValueError(
+                f"{target} has {common[0]} already, and {len(common) - 1} more of {source}; remove "
+                "it to begin anew, or give another --add-prefix"
+            )
+        tensors = before | tensors
+        notes.append(f"joined with the {len(before)} tensors of {target}")
     directory.mkdir(parents=True, exist_ok=True)
     partial = target.with_suffix(f".partial{os.getpid()}")
     save_file(tensors, partial, metadata={"format": "pt", "converted_from": source.name})
     partial.rename(target)  # whole or not at all
-    config = source.parent / CONFIG_NAME
-    if config.exists() and not (directory / CONFIG_NAME).exists():
-        shutil.copyfile(config, directory / CONFIG_NAME)
-        notes.append(f"copied {CONFIG_NAME}")
+    notes += _configure(directory, tensors) if prefix else _copy_config(source, directory)
     numbers = sum(tensor.numel() for tensor in tensors.values())
     dtypes = ", ".join(sorted({str(t.dtype).removeprefix("torch.") for t in tensors.values()}))
     return "\n".join(
@@ -72,6 +104,50 @@ def convert(source: Path, directory: Path, *, key: str | None = None, prefix: st
             *notes,
         ]
     )
+
+
+def style_table_of(folder: Path) -> Tensor:
+    """float32 [126, D]: the vectors of the speaking styles, in the order of `STYLES`.
+
+    Raises:
+        ValueError: a style has no file, or two; or the files are no vectors of one size.
+    """
+    rows = []
+    files = sorted(folder.rglob("*.npy"))
+    for style in STYLES:
+        found = [file for file in files if style.name in file.name]
+        if len(found) != 1:
+            raise ValueError(f"{folder} has {len(found)} files *{style.name}*.npy; one is needed")
+        try:
+            rows.append(np.load(found[0], allow_pickle=False).astype(np.float32).reshape(-1))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{found[0]} cannot be read as an array: {error}") from error
+    if len({len(row) for row in rows}) != 1:
+        raise ValueError(f"{folder} has vectors of different sizes; all must have the same")
+    return torch.from_numpy(np.stack(rows))
+
+
+def _copy_config(source: Path, directory: Path) -> list[str]:
+    config = source.parent / CONFIG_NAME
+    if not config.exists() or (directory / CONFIG_NAME).exists():
+        return []
+    shutil.copyfile(config, directory / CONFIG_NAME)
+    return [f"copied {CONFIG_NAME}"]
+
+
+def _configure(directory: Path, tensors: Mapping[str, Tensor]) -> list[str]:
+    """Say in the folder what it is; what lies beside a part describes only that part."""
+    parts = {"encoder.": "the encoder", "decoder.": "the decoder", STYLE_TABLE: "--styles"}
+    missing = [
+        what for part, what in parts.items() if not any(name.startswith(part) for name in tensors)
+    ]
+    if missing:
+        return [f"not yet a speech codec: {' and '.join(missing)} must be added"]
+    config = read_config(directory)
+    if "model_type" not in config:
+        config["model_type"] = EMOVA_MODEL_TYPE
+        (directory / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n")
+    return [f"{directory} is a speech codec; put it into a checkpoint's folder as speech_codec"]
 
 
 def _find_state(content: Any, key: str | None, source: Path) -> tuple[str, Mapping[str, Any]]:
@@ -116,12 +192,25 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("source", type=Path, help=".bin, .pt, .pth or .ckpt file")
     parser.add_argument("directory", type=Path, help="where model.safetensors is written")
     parser.add_argument("--key", help="entry of the file that holds the state dict")
-    parser.add_argument("--add-prefix", default="", help="put before every tensor name")
+    parser.add_argument(
+        "--add-prefix",
+        default="",
+        help="put before every tensor name: the file is one part of a model, and joined with what "
+        "DIRECTORY has",
+    )
+    parser.add_argument(
+        "--styles", type=Path, help="folder with the speaking styles of the decoder, *.npy"
+    )
     options = parser.parse_args(arguments)
     try:
-        print(
-            convert(options.source, options.directory, key=options.key, prefix=options.add_prefix)
+        report = convert(
+            options.source,
+            options.directory,
+            key=options.key,
+            prefix=options.add_prefix,
+            styles=options.styles,
         )
+        print(report)
     except ValueError as error:
         parser.error(str(error))
 
