@@ -41,12 +41,14 @@ lint: venv
 	$(BIN)/typos
 	$(BIN)/python packaging/layer_map.py --check
 	$(BIN)/python packaging/options_table.py --check
+	$(BIN)/python packaging/fields_table.py --check
 
 format: venv
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/python packaging/layer_map.py
 	$(BIN)/python packaging/options_table.py
+	$(BIN)/python packaging/fields_table.py
 
 bench: venv
 	@set -e; for script in benchmarks/bench_*.py; do \

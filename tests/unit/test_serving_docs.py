@@ -11,7 +11,15 @@ pytest.importorskip("vllm", reason="the routes are part of the server")
 
 import vllm_dynin
 from vllm_dynin.defaults import TASK_DEFAULTS
-from vllm_dynin.entrypoints.http import chat, images, migration, options, speech, transcriptions
+from vllm_dynin.entrypoints.http import (
+    chat,
+    fields,
+    images,
+    migration,
+    options,
+    speech,
+    transcriptions,
+)
 from vllm_dynin.entrypoints.http.voices import VOICES
 
 DOCS = Path(vllm_dynin.__file__).parents[1] / "docs"
@@ -41,7 +49,8 @@ def test_every_field_is_named() -> None:
     for title, body in own.items():
         missing = set(body.model_fields) - elsewhere - quoted(section(SERVING, title))
         assert not missing, (title, missing)
-    media = chat._HONOURED - {"model", "user", "vllm_xargs", "max_tokens", "stream_options"}
+    honoured = {n for n, rule in fields.CHAT_MEDIA.items() if rule.decision == "honoured"}
+    media = (honoured | chat._OURS) - {"model", "vllm_xargs", "max_tokens", "stream_options"}
     media -= {"messages", "additional_information", "temperature"}
     assert media <= quoted(section(SERVING, "Chat that answers in media"))
 

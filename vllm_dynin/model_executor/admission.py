@@ -214,7 +214,7 @@ def admit(
     # Before the plan, which takes memory and time for each slot.
     _check_num_slots(asked_slots(request, config), limits)
     canvas = make_plan(request, config).canvas
-    _check_size(canvas, limits)
+    check_rows(canvas, limits)
     _check_logprobs(params, canvas)
     params.max_tokens = canvas.regions[-1].stop
     _apply_stop_rule(params, options, canvas, config.vocabulary)
@@ -336,7 +336,16 @@ def _check_num_slots(num_slots: int, limits: Limits) -> None:
         )
 
 
-def _check_size(canvas: Canvas, limits: Limits) -> None:
+def check_rows(canvas: Canvas, limits: Limits) -> None:
+    """Check that a canvas fits into a step of the engine.
+
+    Args:
+        canvas: of the request.
+        limits: of the engine.
+
+    Raises:
+        ValueError: it does not.
+    """
     _check_num_slots(canvas.num_slots, limits)
     rows = RowLayout.of(canvas, limits.block_size).num_rows
     if rows > limits.max_rows:

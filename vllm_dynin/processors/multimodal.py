@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from transformers.feature_extraction_utils import BatchFeature
 from vllm.config.multimodal import MultiModalDummyOptions
+from vllm.exceptions import VLLMValidationError
 from vllm.inputs import MultiModalDataDict, MultiModalInput
 from vllm.multimodal.inputs import MultiModalFieldConfig, MultiModalKwargsItems
 from vllm.multimodal.parse import MultiModalDataItems, MultiModalDataParser
@@ -50,6 +51,14 @@ PIXELS, FRAMES, WAVEFORM = "image_pixels", "video_pixels", "audio_waveform"
 """Names under which processed media reach `embed_multimodal`."""
 
 _PROFILED_SECONDS = 60  # the speech encoder works through longer recordings in pieces of this size
+
+
+class MediaRefusedError(VLLMValidationError, ValueError):
+    """A medium, or what is said about one, is refused: by fault of who sent it.
+
+    vLLM's engine takes a plain `ValueError` for a failure of its own, and its server answers 500
+    without a word.
+    """
 
 
 class MediaOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -192,7 +201,16 @@ class MediaProcessor(BaseMultiModalProcessor[MediaInfo]):
         because the same image at another resolution is another medium. Names that came with the
         media are dropped: they are hashed, so that equal media are encoded once, and nobody gets
         what somebody else sent under the same name.
+
+        Raises:
+            MediaRefusedError: a medium is refused.
         """
+        try:
+            return self._applied(inputs, timing_ctx)
+        except ValueError as error:
+            raise MediaRefusedError(str(error)) from error
+
+    def _applied(self, inputs: ProcessorInputs, timing_ctx: TimingContext) -> MultiModalInput:
         config = self.info.config
         _check_placeholders(inputs, config.vocabulary)
         options = inputs.hf_processor_mm_kwargs

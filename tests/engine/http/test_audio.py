@@ -260,7 +260,6 @@ def test_silence_is_no_text(api):
 
 BAD_TRANSCRIPTIONS = {
     "language": ({"language": "ko"}, ("ko", "English")),
-    "prompt": ({"prompt": "Kubernetes"}, ("Kubernetes", "leave it out")),
     "format": ({"response_format": "diarized_json"}, ("diarized_json", "vtt")),
     "words": (
         {"response_format": "verbose_json", "timestamp_granularities": ["word"]},

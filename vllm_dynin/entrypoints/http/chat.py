@@ -28,17 +28,26 @@ from vllm_dynin.canvas import Task
 from vllm_dynin.entrypoints.http import chat_answers, partials
 from vllm_dynin.entrypoints.http.chat_answers import ChatSoundFormat, Shape
 from vllm_dynin.entrypoints.http.events import DONE, first_of, sse
-from vllm_dynin.entrypoints.http.messages import Turn, build_request, direction_of, last_turn
+from vllm_dynin.entrypoints.http.fields import CHAT_MEDIA, CHAT_TEXT
+from vllm_dynin.entrypoints.http.messages import (
+    Turn,
+    build_request,
+    check_parts,
+    direction_of,
+    last_turn,
+)
 from vllm_dynin.entrypoints.http.migration import Information, read_information, triggered
-from vllm_dynin.entrypoints.http.options import one_of as one
 from vllm_dynin.entrypoints.http.options import (
+    Said,
+    noted,
     parse_options,
     quality_steps,
     size_options,
 )
+from vllm_dynin.entrypoints.http.options import one_of as one
 from vllm_dynin.entrypoints.http.routing import cancellable, described
 from vllm_dynin.entrypoints.http.service import MediaService, Sent, service_of, together
-from vllm_dynin.entrypoints.http.voices import style_of
+from vllm_dynin.entrypoints.http.voices import VoiceId, name_of, style_of
 from vllm_dynin.processors.templates import DIRECTIONS
 from vllm_dynin.requests import Request
 from vllm_dynin.sampling.params import MAX_STEPS, DenoiseParams
@@ -55,11 +64,11 @@ class AudioChoice(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    voice: str = "female"
+    voice: str | VoiceId = "female"
     format: ChatSoundFormat = "wav"
 
 
-class ChatBody(ChatCompletionRequest):
+class ChatBody(Said, ChatCompletionRequest):
     """vLLM's chat request, and what an answer in media is to be."""
 
     modalities: list[Literal["text", "image", "audio"]] | None = Field(
@@ -77,13 +86,24 @@ class ChatBody(ChatCompletionRequest):
         None, description="Unfinished images to stream."
     )
 
+    @classmethod
+    def prepared(cls, said: dict[str, Any]) -> dict[str, Any]:
+        """Without what asks for nothing, and what vLLM refuses all the same."""
+        if not said.get("tools", True):
+            del said["tools"]
+        if "tools" not in said and said.get("tool_choice") in ("none", "auto"):
+            del said["tool_choice"]
+        if not said.get("stream"):
+            said.pop("stream_options", None)
+        check_parts(said.get("messages"))
+        return said
 
-_HONOURED = frozenset(
-    {"messages", "model", "modalities", "audio", "additional_information", "n", "seed", "size"}
-    | {"temperature", "max_tokens", "max_completion_tokens", "stream", "stream_options", "user"}
-    | {"vllm_xargs", "quality", "num_inference_steps", "guidance_scale", "partial_images"}
-)
-"""Fields that mean something for an answer in media."""
+
+_IMAGE_FIELDS = ("size", "quality", "partial_images")
+_MEDIA_FIELDS = (*_IMAGE_FIELDS, "num_inference_steps", "guidance_scale")
+_SAYS_NOTHING = (None, "auto", 0)
+_OURS = frozenset({"additional_information", "vllm_xargs", *_MEDIA_FIELDS})
+"""Fields beside OpenAI's that mean something for an answer in media."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +133,7 @@ async def create_chat(request: ChatBody, raw_request: HTTPRequest) -> Response:
     service: MediaService | None = getattr(raw_request.app.state, "dynin", None)
     wanted = None if service is None else _wanted(request, service)
     if wanted is None:
-        return await create_chat_completion(request, raw_request)
+        return noted(await create_chat_completion(request, raw_request), request)
     return await _answer_in_media(request=request, wanted=wanted, raw_request=raw_request)
 
 
@@ -146,6 +166,11 @@ def _wanted(body: ChatBody, service: MediaService) -> Wanted | None:
             )
         if body.audio is not None:
             raise ValueError("audio goes with audio in modalities; leave it out, or ask for audio")
+        _refuse_set(body, _IMAGE_FIELDS, "is for images; leave it out, or add image to modalities")
+        _refuse_set(
+            body, _MEDIA_FIELDS, "is for answers in media; leave it out, or see vllm_xargs for text"
+        )
+        body.follow(CHAT_TEXT)
         _apply(information, body)
         return None
     turn = last_turn(body.messages, is_lenient=is_omni)
@@ -176,8 +201,12 @@ def _text_of_last(messages: Sequence[Any]) -> str:
     content = last.get("content")
     if isinstance(content, str):
         return content
-    parts = [part for part in content or () if isinstance(part, dict)]
-    return "\n".join(str(part.get("text", "")) for part in parts if "text" in part)
+    texts = [
+        part if isinstance(part, str) else part.get("text")
+        for part in content or ()
+        if isinstance(part, str | dict)
+    ]
+    return "\n".join(str(text) for text in texts if text is not None)
 
 
 def _apply(information: Information, body: ChatBody) -> None:
@@ -199,8 +228,9 @@ def _refuse_unused(body: ChatBody, task: Task) -> None:
     Raises:
         ValueError: something would be.
     """
+    body.follow(CHAT_MEDIA)
     extra = set(body.model_extra or ())
-    for name in sorted((body.model_fields_set | extra) - _HONOURED):
+    for name in sorted((body.model_fields_set | extra) - _OURS - CHAT_MEDIA.keys()):
         field = type(body).model_fields.get(name)
         default = None if field is None else field.get_default(call_default_factory=True)
         value = getattr(body, name)
@@ -212,18 +242,22 @@ def _refuse_unused(body: ChatBody, task: Task) -> None:
     if _name(task) != "audio" and body.audio is not None:
         raise ValueError("audio goes with audio in modalities; leave it out")
     if _name(task) != "image":
-        for name in ("size", "quality", "partial_images"):
-            if getattr(body, name) is not None:
-                raise ValueError(f"{name}={getattr(body, name)!r} is for images; leave it out")
+        _refuse_set(body, _IMAGE_FIELDS, "is for images; leave it out")
     num_answers = body.n or 1
     if not 1 <= num_answers <= MAX_ANSWERS:
         raise ValueError(f"n={num_answers}: 1 to {MAX_ANSWERS} answers with media at a time")
     if body.stream and num_answers > 1:
         raise ValueError(f"n={num_answers} with stream=true: a stream carries one answer; use n=1")
-    if body.partial_images is not None and not body.stream:
+    if body.partial_images and not body.stream:
         raise ValueError(
             f"partial_images={body.partial_images} come while streaming; set stream=true"
         )
+
+
+def _refuse_set(body: ChatBody, names: Sequence[str], why: str) -> None:
+    for name in names:
+        if (value := getattr(body, name)) not in _SAYS_NOTHING:
+            raise ValueError(f"{name}={value!r} {why}")
 
 
 def _options(body: ChatBody, wanted: Wanted) -> DenoiseParams:
@@ -239,7 +273,7 @@ def _options(body: ChatBody, wanted: Wanted) -> DenoiseParams:
         voice = (
             None
             if body.audio is None or "voice" not in body.audio.model_fields_set
-            else (style_of(body.audio.voice))
+            else (style_of(name_of(body.audio.voice)))
         )
         given["style"] = one(voice=voice, additional_information=given.get("style"))
     return parse_options(body.vllm_xargs, **given, guidance_scale=scale, **size_options(body.size))

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Any, TypeVar
 
-from vllm.entrypoints.serve import create_error_response
+from vllm_dynin.entrypoints.http.failures import described
 
 T = TypeVar("T")
 
@@ -48,7 +48,7 @@ async def sse(events: AsyncGenerator[dict[str, Any]], *, last: str = "") -> Asyn
         except Exception as error:
             if not is_started:  # the status has not been sent
                 raise
-            yield _line(create_error_response(error).model_dump(), "error")
+            yield _line(described(error), "error")
     if last:
         yield last
 

@@ -19,6 +19,7 @@ from vllm_dynin import envs
 from vllm_dynin.canvas import Task
 from vllm_dynin.entrypoints.http import image_files, partials
 from vllm_dynin.entrypoints.http.events import first_of, sse
+from vllm_dynin.entrypoints.http.fields import EDITS, GENERATIONS
 from vllm_dynin.entrypoints.http.image_files import ImageFormat
 from vllm_dynin.entrypoints.http.image_store import MEDIA_TYPES, ImageStore
 from vllm_dynin.entrypoints.http.options import (
@@ -59,10 +60,8 @@ class ImageBody(Body):
     response_format: Literal["b64_json", "url"] = "b64_json"
     output_format: ImageFormat = "png"
     output_compression: Annotated[int, Field(ge=0, le=100)] | None = None
-    background: Literal["auto", "opaque"] | None = None
     stream: bool = False
     partial_images: Annotated[int, Field(ge=0, le=3)] | None = None
-    safety_identifier: str | None = Field(None, description="As `user`: not used.")
     seed: Seed | None = Field(None, description="Of the first image; the next has the next seed.")
     temperature: Temperature | None = Field(None, description="1 by default; 0 is greedy.")
     num_inference_steps: Annotated[int, Field(ge=1, le=MAX_STEPS)] | None = None
@@ -81,12 +80,12 @@ class ImageBody(Body):
             raise ValueError(
                 "response_format='url' with stream=true: events carry b64_json; use it"
             )
-        if self.output_compression is not None and self.output_format == "png":
+        if self.output_compression not in (None, 100) and self.output_format == "png":
             raise ValueError(
                 f"output_compression={self.output_compression} with output_format='png', which is "
                 "lossless; use jpeg or webp, or leave it out"
             )
-        if self.partial_images is not None and not self.stream:
+        if self.partial_images and not self.stream:
             raise ValueError(
                 f"partial_images={self.partial_images} come while streaming; set stream=true"
             )
@@ -114,9 +113,13 @@ class ImageBody(Body):
 class GenerationBody(ImageBody):
     """The body of `/v1/images/generations`."""
 
+    rules = GENERATIONS
+
 
 class EditForm(ImageBody):
     """The form of `/v1/images/edits`."""
+
+    rules = EDITS
 
     image: list[UploadFile] = Field(default=[], description="The image to change.")
     images: list[UploadFile] = Field(default=[], alias="image[]", description="Several images.")
@@ -180,10 +183,6 @@ async def edit_images(
     sources = [await read_image(upload, service) for upload in uploads]
     mask = None if request.mask is None else await read_mask(request.mask, service)
     wanted = [_edit(request, index, sources, mask) for index in range(request.n)]
-    if mask is not None:  # known codes are encoded before the engine sees the request
-        is_new = isinstance(wanted[0], Inpaint)
-        task = Task.TEXT_TO_IMAGE if is_new else Task.IMAGE_TO_IMAGE
-        service.check_image(wanted[0].options, task)
     return await _respond(request, wanted, raw_request, "image_edit")
 
 

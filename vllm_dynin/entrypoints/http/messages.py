@@ -30,6 +30,42 @@ _KINDS = {
 }
 
 
+def check_parts(messages: Any) -> None:
+    """Check that each medium of a conversation has a source that can be one.
+
+    Args:
+        messages: as they came.
+
+    Raises:
+        ValueError: a part is neither text nor an object, or its source is none.
+    """
+    for message in messages if isinstance(messages, list) else ():
+        content = message.get("content") if isinstance(message, Mapping) else None
+        for part in content if isinstance(content, list) else ():
+            if isinstance(part, str):
+                continue
+            if not isinstance(part, Mapping):
+                raise ValueError(
+                    f"{repr(part)[:40]} is no part of a message; a part is an object with a type, "
+                    "or a string"
+                )
+            _check_source(part)
+
+
+def _check_source(part: Mapping[str, Any]) -> None:
+    for name in _KINDS:
+        source = part.get(name)
+        if source is None:
+            continue
+        key = "data" if name == "input_audio" else "url"
+        url = source.get(key, "") if isinstance(source, Mapping) else source
+        if not isinstance(url, str) or (name == "input_audio" and source is url):
+            raise ValueError(
+                f"{name}={repr(source)[:60]}: write {{{key!r}: …}} with a string, "
+                + ("the file in base64" if key == "data" else "an http, https or data URL")
+            )
+
+
 @dataclass(kw_only=True)
 class Turn:
     """The message a request is made from.
@@ -75,6 +111,9 @@ def last_turn(messages: Sequence[Mapping[str, Any]], *, is_lenient: bool = False
         return Turn(text=content)
     turn, texts = Turn(), []
     for part in content or ():
+        if isinstance(part, str):
+            texts.append(part)
+            continue
         kind = part.get("type")
         if kind in _TEXTS:
             texts.append(str(part.get("text", "")))

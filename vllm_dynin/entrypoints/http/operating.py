@@ -20,6 +20,8 @@ from vllm.exceptions import GracefulHTTPError
 
 from vllm_dynin import envs
 from vllm_dynin.entrypoints.guard import BodyGuard, BodyLimits
+from vllm_dynin.entrypoints.http import failures
+from vllm_dynin.entrypoints.http.unsaid import NullsUnsaid
 from vllm_dynin.entrypoints.metrics import watch_encoding
 from vllm_dynin.entrypoints.ui import add_page
 
@@ -46,8 +48,10 @@ def attach(app: FastAPI) -> None:
         * _MIB,
         grace_seconds=envs.positive(envs.BODY_SECONDS, defaults.grace_seconds),
     )
+    app.add_middleware(NullsUnsaid)  # the last one added is the first that sees a request
     app.add_middleware(BodyGuard, limits=limits)
     app.add_middleware(ClosingGate)
+    failures.attach(app)
     if envs.wants_page():
         add_page(app)
 

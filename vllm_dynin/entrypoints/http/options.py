@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Annotated, Any
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, ClassVar, Self
 
 import msgspec
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+from fastapi.responses import Response
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 
 from vllm_dynin.canvas import Task
 from vllm_dynin.defaults import TASK_DEFAULTS
+from vllm_dynin.entrypoints.http.fields import IGNORED_HEADER, Rule, apply
+from vllm_dynin.entrypoints.http.unsaid import without_blanks, without_nulls
 from vllm_dynin.sampling.params import PREFIX, DenoiseParams
 
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
@@ -23,29 +36,116 @@ QUALITIES = {"low": 0.5, "medium": 1.0, "standard": 1.0, "auto": 1.0, "high": 2.
 _SIZE = re.compile(r"([1-9]\d{0,4})[x×]([1-9]\d{0,4})")
 
 
-class Body(BaseModel):
+class Said(BaseModel):
+    """A request body that reads null and blank fields as not said, and follows `fields.py`."""
+
+    rules: ClassVar[Mapping[str, Rule]] = {}
+    _ignored: tuple[str, ...] = PrivateAttr(())
+    _given: Mapping[str, Any] = PrivateAttr(default_factory=dict)
+
+    @property
+    def ignored(self) -> tuple[str, ...]:
+        """Fields that were sent and have no effect on the answer."""
+        return self._ignored
+
+    def follow(self, rules: Mapping[str, Rule]) -> None:
+        """Check what was sent against rules that depend on the body itself.
+
+        Fields that neither they nor the body know are ignored, as vLLM does.
+
+        Raises:
+            ValueError: a field is refused.
+        """
+        _, ignored = apply(rules, self._given)
+        unknown = [name for name in self.model_extra or () if name not in rules]
+        self._ignored = (*ignored, *unknown)
+
+    @classmethod
+    def prepared(cls, said: dict[str, Any]) -> dict[str, Any]:
+        """What was said, as the checks of the body take it."""
+        return said
+
+    @classmethod
+    def check_names(cls, names: Iterable[str]) -> None:
+        """Check the names of the fields that are left.
+
+        Raises:
+            ValueError: one is unknown, where that is refused.
+        """
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _read(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        if not isinstance(data, Mapping):
+            return handler(data)
+        required = {
+            field.alias or name for name, field in cls.model_fields.items() if field.is_required()
+        }
+        said = without_blanks(without_nulls(dict(data)), required)
+        kept, ignored = apply(cls.rules, cls.prepared(said))
+        cls.check_names(kept)
+        try:
+            body = handler(kept)
+        except (AttributeError, KeyError, IndexError, TypeError) as error:
+            # From a check of vLLM's that takes the shape of a field for granted.
+            raise ValueError(_misshapen(cls, kept, error)) from error
+        body._ignored, body._given = tuple(ignored), kept
+        return body
+
+
+def _misshapen(body: type[BaseModel], data: Mapping[str, Any], error: Exception) -> str:
+    for name, value in data.items():
+        if (field := body.model_fields.get(name)) is None:
+            continue
+        try:
+            TypeAdapter[Any](field.annotation).validate_python(value)  # type: ignore[arg-type]
+        except ValidationError as found:
+            return f"{name}={repr(value)[:60]}: {found.errors()[0]['msg']}"
+        except Exception:
+            return f"{name}={repr(value)[:60]} is not of the form this route takes"
+    return f"a field is not of the form this route takes ({error})"
+
+
+class Body(Said):
     """A request body of ours: a field that is not in it is refused, not ignored."""
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
 
     model: str | None = Field(None, description="Name of the served model.")
-    user: str | None = Field(None, description="Who asks, for the client's own records; not used.")
     vllm_xargs: dict[str, JsonValue] | None = Field(
         None, description="Options of `DenoiseParams`, each with `dynin_` in front of its name."
     )
 
-    @model_validator(mode="before")
     @classmethod
-    def _refuse_unknown(cls, data: Any) -> Any:
-        if isinstance(data, Mapping):
-            known = {field.alias or name for name, field in cls.model_fields.items()}
-            for name in data:
-                if name not in known:
-                    raise ValueError(
-                        f"{str(name)[:80]!r} is not supported here; leave it out (fields are "
-                        f"{', '.join(sorted(known))})"
-                    )
-        return data
+    def prepared(cls, said: dict[str, Any]) -> dict[str, Any]:
+        """A list that was sent under its plain name has one item."""
+        lists = {n: f.alias for n, f in cls.model_fields.items() if f.alias == f"{n}[]"}
+        return {
+            lists.get(name, name): [value] if name in lists and isinstance(value, str) else value
+            for name, value in said.items()
+        }
+
+    @classmethod
+    def check_names(cls, names: Iterable[str]) -> None:
+        """Refuse what is not a field.
+
+        Raises:
+            ValueError: something is not.
+        """
+        known = {field.alias or name for name, field in cls.model_fields.items()}
+        for name in names:
+            if name not in known and name not in cls.model_fields:
+                raise ValueError(
+                    f"{str(name)[:80]!r} is not supported here; leave it out (fields are "
+                    f"{', '.join(sorted(known | cls.rules.keys()))})"
+                )
+
+
+def noted(answer: Response, body: Said) -> Response:
+    """An answer that says which fields of its request were ignored."""
+    if body.ignored:
+        answer.headers[IGNORED_HEADER] = ", ".join(body.ignored)
+    return answer
 
 
 def parse_options(xargs: Mapping[str, Any] | None, **own: Any) -> DenoiseParams:
@@ -88,9 +188,10 @@ def parse_size(size: str | None) -> tuple[int, int] | None:
     Raises:
         ValueError: not of this form.
     """
-    if size is None or size == "auto":
+    size = "auto" if size is None else size.strip().lower()
+    if size == "auto":
         return None
-    found = _SIZE.fullmatch(size.lower())
+    found = _SIZE.fullmatch(size)
     if found is None:
         raise ValueError(
             f"size={size[:40]!r}: write WIDTHxHEIGHT in pixels, such as 256x256, or auto"
@@ -108,12 +209,12 @@ def size_options(size: str | None) -> dict[str, int]:
 
 
 def quality_steps(quality: str | None, task: Task) -> int | None:
-    """Denoising steps of a quality; None where it was left out.
+    """Denoising steps of a quality; None where it was left out, or to the server.
 
     Raises:
         ValueError: no such quality.
     """
-    if quality is None:
+    if quality is None or quality == "auto":
         return None
     if quality not in QUALITIES:
         raise ValueError(f"quality={quality[:40]!r} is not one of {', '.join(QUALITIES)}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import AsyncGenerator
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -52,7 +53,7 @@ async def image_events(service: MediaService, sent: Sent, num_partials: int) -> 
     try:
         while index < len(due) and not answering.done():
             await asyncio.wait({answering}, timeout=_POLL_SECONDS)
-            seen = None if answering.done() else await service.peek(sent)
+            seen = None if answering.done() else await _peek(service, sent, answering)
             while seen is not None and index < len(due) and seen.num_steps >= due[index]:
                 yield index, await _picture(service, sent, seen, due[index]), None
                 index += 1
@@ -65,6 +66,19 @@ async def image_events(service: MediaService, sent: Sent, num_partials: int) -> 
         yield index, answer.result.image, answer
     finally:
         answering.cancel()
+
+
+async def _peek(
+    service: MediaService, sent: Sent, answering: asyncio.Future[Answer]
+) -> Trajectory | None:
+    """What there is to see; None as soon as the answer is there, or will never be."""
+    looking = asyncio.ensure_future(service.peek(sent))
+    try:
+        either: set[asyncio.Future[Any]] = {looking, answering}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        return looking.result() if looking.done() else None
+    finally:
+        looking.cancel()
 
 
 async def _picture(service: MediaService, sent: Sent, seen: Trajectory, step: int) -> Image.Image:

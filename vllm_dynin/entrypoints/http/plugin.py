@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any
 from fastapi import FastAPI
 from starlette.datastructures import State
 
-from vllm_dynin.entrypoints.http import chat, images, operating, speech, transcriptions
+from vllm_dynin.entrypoints.http import (
+    chat,
+    images,
+    operating,
+    speech,
+    text_routes,
+    transcriptions,
+)
 from vllm_dynin.entrypoints.http.image_store import ImageStore
 from vllm_dynin.entrypoints.http.service import MediaService
 
@@ -22,7 +29,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-ROUTERS = (chat.router, images.router, speech.router, transcriptions.router)
+ROUTERS = (
+    chat.router,
+    text_routes.router,
+    images.router,
+    speech.router,
+    transcriptions.router,
+)
 
 
 class DyninEndpoints:

@@ -10,6 +10,8 @@ from fastapi.responses import Response
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.entrypoints.serve.utils.api_utils import load_aware_call, with_cancellation
 
+from vllm_dynin.entrypoints.http.options import Said, noted
+
 P = ParamSpec("P")
 Handler = Callable[P, Awaitable[Response]]
 
@@ -20,15 +22,21 @@ def cancellable(handler: Handler[P]) -> Handler[P]:
     """A handler that ends when its client goes away, and counts for vLLM's load tracking.
 
     Args:
-        handler: takes the HTTP request as `raw_request`, as vLLM's decorators want it.
+        handler: takes the HTTP request as `raw_request`, as vLLM's decorators want it, and its
+            body, where it has one, as `request`.
     """
-    decorated = cast("Handler[P]", with_cancellation(load_aware_call(handler)))
+    decorated = cast(
+        "Callable[P, Awaitable[Response | None]]", with_cancellation(load_aware_call(handler))
+    )
 
     @wraps(handler)
     async def wrapper(*args: P.args, **kwargs: P.kwargs) -> Response:
         answer = await decorated(*args, **kwargs)
         # vLLM's decorator returns None to a client that has gone.
-        return Response(status_code=_CLIENT_GONE) if answer is None else answer
+        if answer is None:
+            return Response(status_code=_CLIENT_GONE)
+        body = kwargs.get("request")
+        return noted(answer, body) if isinstance(body, Said) else answer
 
     return wrapper
 

@@ -20,7 +20,12 @@ from typing import Any, TypeVar
 from fastapi import Request as HTTPRequest
 from vllm.engine.protocol import EngineClient
 from vllm.entrypoints.openai.models.serving import OpenAIServingModels
-from vllm.exceptions import GenerationError, RetryableRequestError, VLLMNotFoundError
+from vllm.exceptions import (
+    GenerationError,
+    RetryableRequestError,
+    VLLMClientError,
+    VLLMNotFoundError,
+)
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.tracing import contains_trace_headers, extract_trace_headers
@@ -34,8 +39,10 @@ from vllm_dynin.api import (
     sampling_params,
     vllm_prompt,
 )
-from vllm_dynin.canvas import Task
+from vllm_dynin.entrypoints.http.failures import cause_of, request_id
+from vllm_dynin.entrypoints.http.sizes import check_codes, check_size
 from vllm_dynin.entrypoints.metrics import time_decoding
+from vllm_dynin.model_executor.admission import Limits
 from vllm_dynin.outputs import (
     ImagePiece,
     Part,
@@ -44,13 +51,14 @@ from vllm_dynin.outputs import (
     decode_piece,
     output_pieces,
 )
-from vllm_dynin.planning import image_size
-from vllm_dynin.requests import Checkpoint, Request
-from vllm_dynin.sampling.params import DenoiseParams
+from vllm_dynin.requests import Checkpoint, Prompt, Request
 from vllm_dynin.trajectory import Trajectory
 
 NUM_THREADS = 4
 """Requests whose media are opened or decoded at the same time."""
+
+_DEATH_POLL_SECONDS = 0.2
+"""Between two looks at whether the engine is still there, while one of its methods runs."""
 
 T = TypeVar("T")
 
@@ -114,10 +122,30 @@ class MediaService:
     def _call_workers(
         self, method: str, arguments: tuple[Any, ...], turn: int | None
     ) -> Sequence[Any]:
-        """See `codec_runner.Call`; called in a thread that is not the event loop's."""
-        call = compat.ask_engines(self._engine, method, arguments, turn)
+        """See `codec_runner.Call`; called in a thread that is not the event loop's.
+
+        Raises:
+            EngineDeadError: the engine died meanwhile.
+        """
+        call = self._while_alive(compat.ask_engines(self._engine, method, arguments, turn))
         found: Sequence[Any] = asyncio.run_coroutine_threadsafe(call, self._loop).result()
         return found
+
+    async def _while_alive(self, call: Coroutine[Any, Any, T]) -> T:
+        """The result of a call to the engine, which ends with it.
+
+        VLLM fails requests when the engine dies, and leaves calls of its methods waiting for ever.
+        Remove when it fails those too.
+        """
+        task = asyncio.ensure_future(call)
+        try:
+            while not task.done():
+                if self._engine.errored:
+                    raise self._engine.dead_error
+                await asyncio.wait({task}, timeout=_DEATH_POLL_SECONDS)
+            return task.result()
+        finally:
+            task.cancel()
 
     def model_name(self, asked: str | None) -> str:
         """The name to answer under.
@@ -131,22 +159,6 @@ class MediaService:
                 f"the model {asked!r} does not exist; use one of {', '.join(names)}"
             )
         return asked or names[0]
-
-    def check_image(self, options: DenoiseParams, task: Task) -> None:
-        """Refuse an image that no request can hold, before work is put into it.
-
-        Raises:
-            ValueError: it has too many codes.
-        """
-        config = self.checkpoint.media_config
-        height, width = image_size(options, task, config)
-        count = (height // config.image_patch) * (width // config.image_patch)
-        most = self.vllm_config.model_config.max_model_len
-        if count > most:
-            raise ValueError(
-                f"an image of {width}×{height} pixels has {count} codes, more than the {most} rows "
-                "a request may have; ask for a smaller one"
-            )
 
     async def in_thread(self, work: Callable[..., T], *arguments: Any) -> T:
         """Run something that takes its time."""
@@ -163,32 +175,45 @@ class MediaService:
         Raises:
             ValueError: it does not fit the checkpoint.
         """
-        prompt = await self.in_thread(request.prompt, self.checkpoint)
+        prompt = await self.in_thread(self._prompt, request)
         params = sampling_params(request, prompt)
         params.output_kind = RequestOutputKind.FINAL_ONLY
         return Sent(
             request=request,
-            name=f"{prefix}-{uuid.uuid4().hex}",
+            name=f"{prefix}-{request_id()}-{uuid.uuid4().hex[:8]}",
             prompt=vllm_prompt(prompt),
             params=params,
             headers=http.headers,
         )
 
+    def _prompt(self, request: Request) -> Prompt:
+        check_codes(request, self.checkpoint, Limits.of(self.vllm_config))
+        return request.prompt(self.checkpoint)
+
     async def outputs(self, sent: Sent) -> AsyncGenerator[RequestOutput]:
         """What the engine gives for a request, as it comes; its last one is finished.
 
         Raises:
-            VLLMValidationError: the engine refuses the request.
+            VLLMValidationError: the engine refuses the request, or its media.
             GenerationError: it was taken out of the engine.
         """
         trace = None
         if contains_trace_headers(sent.headers):
             trace = extract_trace_headers(sent.headers)
         generator = self._engine.generate(sent.prompt, sent.params, sent.name, trace_headers=trace)
-        async with aclosing(generator) as outputs:
-            async for output in outputs:
-                _check_finish(output)
-                yield output
+        try:
+            async with aclosing(generator) as outputs:
+                async for output in outputs:
+                    _check_finish(output)
+                    yield output
+        except Exception as error:
+            cause = cause_of(error)  # the engine's own error says nothing
+            if isinstance(cause, VLLMClientError):  # a size is what most often does not fit
+                limits = Limits.of(self.vllm_config)
+                await self.in_thread(check_size, sent.request, self.checkpoint, limits)
+            if cause is error:
+                raise
+            raise cause from error
 
     async def finished(self, sent: Sent) -> RequestOutput:
         """The last output of a request."""

@@ -11,11 +11,12 @@ import msgspec
 from fastapi import APIRouter
 from fastapi import Request as HTTPRequest
 from fastapi.responses import JSONResponse, Response, StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from vllm.exceptions import VLLMUnprocessableEntityError
 from vllm.outputs import RequestOutput
 
 from vllm_dynin.entrypoints.http.events import first_of, sse
+from vllm_dynin.entrypoints.http.fields import SPEECH
 from vllm_dynin.entrypoints.http.options import Body, Scale, Seed, Temperature, parse_options
 from vllm_dynin.entrypoints.http.routing import cancellable, described
 from vllm_dynin.entrypoints.http.service import MediaService, Sent, service_of
@@ -26,7 +27,7 @@ from vllm_dynin.entrypoints.http.sound_files import (
     streamed_file,
     whole_file,
 )
-from vllm_dynin.entrypoints.http.voices import VOICES, style_of
+from vllm_dynin.entrypoints.http.voices import VOICES, VoiceId, name_of, style_of
 from vllm_dynin.entrypoints.metrics import time_decoding
 from vllm_dynin.outputs import SpeechPiece
 from vllm_dynin.requests import TextToSpeech
@@ -35,22 +36,15 @@ from vllm_dynin.sampling.params import MAX_STEPS
 router = APIRouter()
 
 
-class VoiceId(BaseModel):
-    """A voice, as some clients write it."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    id: str
-
-
 class SpeechBody(Body):
     """The body of `/v1/audio/speech`."""
+
+    rules = SPEECH
 
     input: str = Field(min_length=1, max_length=32_000, description="What to say.")
     voice: str | VoiceId = Field("female", description="A name of /v1/audio/voices.")
     instructions: str | None = Field(
         None,
-        min_length=1,
         max_length=4_096,
         description="Stands in front of the text in place of what the model was trained with.",
     )
@@ -77,10 +71,9 @@ class SpeechBody(Body):
         Raises:
             ValueError: no such voice, or an option that cannot be honoured.
         """
-        voice = self.voice if isinstance(self.voice, str) else self.voice.id
         options = parse_options(
             self.vllm_xargs,
-            style=style_of(voice) if "voice" in self.model_fields_set else None,
+            style=style_of(name_of(self.voice)) if "voice" in self.model_fields_set else None,
             guidance_scale=self.guidance_scale,
             steps=self.num_inference_steps,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Annotated, Any, Literal
@@ -17,6 +18,7 @@ from vllm.sampling_params import RequestOutputKind
 from vllm_dynin.canvas import Task
 from vllm_dynin.defaults import TASK_DEFAULTS
 from vllm_dynin.entrypoints.http.events import first_of, sse
+from vllm_dynin.entrypoints.http.fields import TRANSCRIPTIONS
 from vllm_dynin.entrypoints.http.options import Body, Seed, Temperature, parse_options
 from vllm_dynin.entrypoints.http.routing import cancellable, described
 from vllm_dynin.entrypoints.http.segments import (
@@ -42,19 +44,33 @@ _PROMPT_ROOM = 64
 """Rows of a prompt beside its units."""
 
 
+_ENGLISH = re.compile(
+    r"(?:en|eng)(?:[-_][a-z0-9]+)*(?:\.[-a-z0-9]+)?|(?:\w+ )?english(?: \(.*\))?|auto",
+    re.IGNORECASE,
+)
+
+
+def is_english(language: str) -> bool:
+    """Whether a language is English or left to the model: by code, with or without a region."""
+    return _ENGLISH.fullmatch(language.strip()) is not None
+
+
 class TranscriptionForm(Body):
     """The form of `/v1/audio/transcriptions`."""
 
+    rules = TRANSCRIPTIONS
+
     file: UploadFile = Field(description="The recording, in any format FFmpeg reads.")
-    language: str | None = Field(None, description="en: the model transcribes English.")
-    prompt: str = Field("", description="Must be empty: the model takes no context.")
+    language: str | None = Field(
+        None, description="en, with or without a region, or auto: the model transcribes English."
+    )
+    languages: list[str] = Field(
+        default=[], alias="languages[]", description="Each as `language`: en."
+    )
     response_format: TranscriptFormat = "json"
     temperature: Temperature = 0.0
     timestamp_granularities: list[Literal["segment", "word"]] = Field(
         default=[], alias="timestamp_granularities[]", description="segment, with verbose_json."
-    )
-    chunking_strategy: Literal["auto"] | None = Field(
-        None, description="Long recordings are cut at quiet places in any case."
     )
     stream: bool = False
     seed: Seed | None = None
@@ -62,7 +78,7 @@ class TranscriptionForm(Body):
         None, description="Of each piece of 30 seconds."
     )
     instruction: str | None = Field(
-        None, min_length=1, max_length=1_000, description="In place of the trained instruction."
+        None, max_length=1_000, description="In place of the trained instruction."
     )
     vllm_xargs: Json[dict[str, Any]] | None = Field(None, description="As JSON.")
 
@@ -72,16 +88,12 @@ class TranscriptionForm(Body):
         Raises:
             ValueError: something.
         """
-        if self.language not in (None, "", "en", "english"):
-            raise ValueError(
-                f"language={str(self.language)[:20]!r}: the model transcribes English; use en, or "
-                "leave it out"
-            )
-        if self.prompt:
-            raise ValueError(
-                f"prompt={self.prompt[:40]!r}: the model takes no context beside the recording; "
-                "leave it out (`instruction` replaces what it is told to do)"
-            )
+        for language in (self.language or "auto", *self.languages):
+            if not is_english(language):
+                raise ValueError(
+                    f"language={language[:20]!r}: the model transcribes English; use en, or leave "
+                    "it out"
+                )
         if "word" in self.timestamp_granularities:
             raise ValueError(
                 "timestamp_granularities 'word': the model gives no times; segment has those of "

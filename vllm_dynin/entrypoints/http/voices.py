@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pydantic import BaseModel, ConfigDict
+
 from vllm_dynin.processors.codecs.styles import Style, parse_style
 
 VOICES: dict[str, Style] = {
@@ -23,6 +25,19 @@ VOICES: dict[str, Style] = {
 }
 """Friendly names. All are neutral in emotion, which every codec has; they are not OpenAI's
 voices."""
+
+
+class VoiceId(BaseModel):
+    """A voice, as some clients write it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    id: str
+
+
+def name_of(voice: str | VoiceId) -> str:
+    """Name of a voice, however it is written."""
+    return voice if isinstance(voice, str) else voice.id
 
 
 def style_of(voice: str) -> str:
