@@ -184,7 +184,7 @@ CHAT_MEDIA: dict[str, Rule] = {
     "stop": _refused(_NO_TEXT, []),
     "logprobs": _refused(_NO_TEXT, False),
     "top_logprobs": _refused(_NO_TEXT, 0),
-    "tools": _refused("an image or speech calls nothing", []),
+    "tools": _refused("an image or speech calls nothing, whatever tool_choice says", []),
     "tool_choice": _refused("an image or speech calls nothing", "none", "auto"),
     "parallel_tool_calls": _accepted(True, False, why="an image or speech calls nothing"),
 }

@@ -8,6 +8,7 @@ by the cancellation of the coroutine that waits for it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 import uuid
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
@@ -25,6 +26,7 @@ from vllm.exceptions import (
     RetryableRequestError,
     VLLMClientError,
     VLLMNotFoundError,
+    VLLMValidationError,
 )
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
@@ -40,7 +42,7 @@ from vllm_dynin.api import (
     vllm_prompt,
 )
 from vllm_dynin.entrypoints.http.failures import cause_of, request_id
-from vllm_dynin.entrypoints.http.sizes import check_codes, check_size
+from vllm_dynin.entrypoints.http.sizes import check_codes, size_refusal
 from vllm_dynin.entrypoints.metrics import time_decoding
 from vllm_dynin.model_executor.admission import Limits
 from vllm_dynin.outputs import (
@@ -209,11 +211,17 @@ class MediaService:
         except Exception as error:
             cause = cause_of(error)  # the engine's own error says nothing
             if isinstance(cause, VLLMClientError):  # a size is what most often does not fit
-                limits = Limits.of(self.vllm_config)
-                await self.in_thread(check_size, sent.request, self.checkpoint, limits)
+                await self._check_size(sent.request)
             if cause is error:
                 raise
             raise cause from error
+
+    async def _check_size(self, request: Request) -> None:
+        with contextlib.suppress(ValueError):  # wrong in another way, of which the engine has said
+            limits = Limits.of(self.vllm_config)
+            found = await self.in_thread(size_refusal, request, self.checkpoint, limits)
+            if found:
+                raise VLLMValidationError(found)
 
     async def finished(self, sent: Sent) -> RequestOutput:
         """The last output of a request."""

@@ -20,8 +20,8 @@ _USUAL = ((256, 256), (512, 512), (1024, 1024), (1536, 1024), (1024, 1536))
 _LISTED_SQUARES = 6
 
 
-def check_size(request: Request, checkpoint: Checkpoint, limits: Limits) -> None:
-    """Check that the image a request asks for fits beside its prompt.
+def size_refusal(request: Request, checkpoint: Checkpoint, limits: Limits) -> str | None:
+    """What to say where the size of an image is what keeps a request from fitting; None otherwise.
 
     Costs about as much as admission; `check_codes` is enough for what is far too large.
 
@@ -31,25 +31,21 @@ def check_size(request: Request, checkpoint: Checkpoint, limits: Limits) -> None
         limits: of the engine.
 
     Raises:
-        ValueError: it does not. The message lists sizes that do.
+        ValueError: the request cannot be planned at all.
     """
     room = _Room.of(request, checkpoint, limits)
-    if room is None:
-        return
-    try:
-        width, height = room.asked()
-    except ValueError as error:
-        raise ValueError(f"{error}; {room.list()}") from error
-    if not room.has(width, height):
-        raise ValueError(
-            f"an image of {width}x{height} pixels does not fit into a request here; {room.list()}"
-        )
+    if room is None or not room.is_too_small(*room.asked()):
+        return None
+    return room.refusal()
 
 
 def check_codes(request: Request, checkpoint: Checkpoint, limits: Limits) -> None:
     """Check what can be told without a plan, before media are opened and known parts encoded.
 
-    Arguments and errors as for `check_size`.
+    Arguments as for `size_refusal`.
+
+    Raises:
+        ValueError: the image it asks for has too many codes; the message lists sizes that fit.
     """
     room = _Room.of(request, checkpoint, limits)
     if room is None:
@@ -59,10 +55,7 @@ def check_codes(request: Request, checkpoint: Checkpoint, limits: Limits) -> Non
     except ValueError as error:
         raise ValueError(f"{error}; {room.list()}") from error
     if width * height > room.most_codes * room.patch**2:
-        raise ValueError(
-            f"an image of {width}x{height} pixels has more codes than a request may have here; "
-            f"{room.list()}"
-        )
+        raise ValueError(room.refusal())
 
 
 class _Room:
@@ -113,10 +106,30 @@ class _Room:
         height, width = image_size(self._options, self._task, self._config)
         return width, height
 
+    def refusal(self) -> str:
+        """What is said of a size that does not fit."""
+        width, height = self.asked()
+        codes = (width // self.patch) * (height // self.patch)
+        return (
+            f"an image of {width}x{height} pixels has {codes} codes, one a slot, and so many slots "
+            f"do not fit into a request here; ask for less: {self.list()}"
+        )
+
     def has(self, width: int, height: int) -> bool:
         """Whether an image of this size fits, sources and guidance included."""
-        if width * height > self.most_codes * self.patch**2:
+        try:
+            return not self.is_too_small(width, height)
+        except ValueError:
             return False
+
+    def is_too_small(self, width: int, height: int) -> bool:
+        """Whether this size is what keeps the request from fitting; False where something else is.
+
+        Raises:
+            ValueError: there is no plan for it.
+        """
+        if width * height > self.most_codes * self.patch**2:
+            return True
         size = {"resolution": None, "width": width, "height": height}
         if width == height:
             size = {"resolution": width, "width": None, "height": None}
@@ -124,11 +137,12 @@ class _Room:
         plan = PlanRequest(
             prompt_ids=tuple(self._head(options)), standard=StandardOptions(), options=options
         )
+        canvas = make_plan(plan, self._checkpoint.config).canvas
         try:
-            check_rows(make_plan(plan, self._checkpoint.config).canvas, self._limits)
+            check_rows(canvas, self._limits)
         except ValueError:
-            return False
-        return True
+            return True
+        return False
 
     def _head(self, options: DenoiseParams) -> Sequence[int]:
         assembler = self._checkpoint.assembler
