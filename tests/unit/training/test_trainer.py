@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from vllm_dynin.canvas import Task
 from vllm_dynin.config import LLaDAConfig
@@ -13,6 +14,7 @@ from vllm_dynin.training_ext.losses import mixed_loss
 from vllm_dynin.training_ext.tiny_text.recipe import batch_at, objectives, run, tiny_text
 from vllm_dynin.training_ext.trainer import FunctionFeed, TrainConfig, train, warmup_cosine
 from vllm_dynin.training_ext.trainer.optimiser import make_optimizer
+from vllm_dynin.training_ext.trainer.parallel import Parallel
 
 CONFIG = LLaDAConfig(d_model=32, n_heads=1, n_layers=2, mlp_hidden_size=48, text_vocab_size=300)
 
@@ -128,3 +130,16 @@ def test_batches_do_not_depend_on_what_was_drawn_before():
     batch_at(recipe, model.config, tokenizer, 3)
     assert torch.equal(batch.ids_BT, batch_at(recipe, model.config, tokenizer, 57).ids_BT)
     assert batch.is_visible_BT is None  # every region is filled up to one length
+
+
+def test_a_run_leaves_the_process_group_of_others_alone() -> None:
+    """An engine in this process has one: without it the engine cannot end without a traceback."""
+    is_ours = not dist.is_initialized()  # engines of other tests may have left theirs
+    if is_ours:
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        Parallel(TrainConfig(num_steps=1)).close()
+        assert dist.is_initialized()
+    finally:
+        if is_ours:
+            dist.destroy_process_group()

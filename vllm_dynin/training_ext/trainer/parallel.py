@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
@@ -45,9 +45,16 @@ class Parallel:
         ValueError: the launcher set an accumulation, clipping, precision or sharding of its own.
     """
 
+    _made: ClassVar[dist.ProcessGroup | None] = None
+    """The process group that runs of this process made."""
+
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
+        found = dist.group.WORLD
         self.accelerator = Accelerator(gradient_accumulation_steps=config.num_micro_batches)
+        # A group that was there is somebody else's, such as that of a vLLM engine in this process.
+        if dist.group.WORLD is not found:
+            Parallel._made = dist.group.WORLD
         _check_launcher(self.accelerator, config)
         self._module: Any = None  # what prepare() wrapped
 
@@ -81,8 +88,9 @@ class Parallel:
         self.accelerator.wait_for_everyone()
 
     def close(self) -> None:
-        """Leave the process group; the last thing a process does."""
-        self.accelerator.end_training()
+        """Leave the process group, if a run made it; the last thing a process does."""
+        if Parallel._made is not None and dist.group.WORLD is Parallel._made:
+            self.accelerator.end_training()
 
     # --- set-up -----------------------------------------------------------------------------------
 
