@@ -10,7 +10,7 @@ BIN = $(VENV)/bin
 
 export PYTHON
 
-.PHONY: help venv demo test test-all lint format bench clean
+.PHONY: help venv judges demo test test-all lint format bench wheel clean
 
 help:
 	@echo "make demo      start the engine and answer real requests   (ARGS=... is passed on)"
@@ -19,11 +19,16 @@ help:
 	@echo "make lint      ruff, mypy, spelling, layer map: what CI runs"
 	@echo "make format    let ruff rewrite the files, and renew the tables of README and docs"
 	@echo "make bench     the benchmarks, one after the other"
+	@echo "make wheel     dist/vllm_dynin-….whl, to install elsewhere (docs/install.md)"
 	@echo "make venv      only the environment, in $(VENV)"
+	@echo "make judges    the judges of quality figures into it (requirements/eval.lock)"
 	@echo "make clean     remove caches and build output (the environment stays)"
 
 venv:
 	@bash packaging/make_venv.sh $(VENV)
+
+judges: venv
+	@bash packaging/install_judges.sh $(VENV)
 
 demo: venv
 	@$(BIN)/vllm-dynin demo $(ARGS)
@@ -54,6 +59,9 @@ bench: venv
 	@set -e; for script in benchmarks/bench_*.py; do \
 	    echo "== $$script"; $(BIN)/python $$script $(ARGS); \
 	done
+
+wheel: venv
+	@bash packaging/make_wheel.sh $(BIN)/python dist
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -29,7 +29,9 @@ import httpx
 import numpy as np
 from PIL import Image
 
+from vllm_dynin.checkpoint import load_config
 from vllm_dynin.codec_runner import Sound
+from vllm_dynin.kv_memory import kv_cache_bytes
 
 CHAT = "/v1/chat/completions"
 
@@ -170,7 +172,15 @@ def own_server(port: int) -> Iterator[str]:
         command = [sys.executable, "-m", "vllm_dynin.entrypoints.cli", "serve", str(checkpoint)]
         command += ["--host", "127.0.0.1", "--port", str(port), "--dtype", "float32"]
         command += ["--max-model-len", "2048", "--max-num-seqs", "32", "--block-size", "32"]
-        command += ["--enforce-eager", "--num-gpu-blocks-override", "2048"]
+        memory = kv_cache_bytes(
+            load_config(checkpoint),
+            num_requests=32,
+            request_rows=2048,
+            step_rows=8192,
+            element_bytes=4,
+        )
+        command += ["--enforce-eager", "--kv-cache-memory-bytes", str(memory)]
+        command += ["--max-num-batched-tokens", "8192"]
         variables = {"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
         server = subprocess.Popen(command, env=os.environ | variables)
         url = f"http://127.0.0.1:{port}"

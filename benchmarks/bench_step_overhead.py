@@ -30,6 +30,9 @@ import torch
 from random_checkpoint import NUM_TEXT_PIECES, write_random_checkpoint
 from vllm import LLM, SamplingParams
 
+from vllm_dynin.checkpoint import load_config
+from vllm_dynin.kv_memory import kv_cache_bytes
+
 PROMPT, TOKENS, BLOCK = 32, 64, 16
 
 
@@ -136,7 +139,13 @@ def main() -> None:
             max_num_batched_tokens=8192,
             max_num_seqs=max(args.requests),
             enforce_eager=True,
-            gpu_memory_utilization=0.2,
+            kv_cache_memory_bytes=kv_cache_bytes(
+                load_config(args.model or f"{folder}/tiny"),
+                num_requests=max(args.requests),
+                request_rows=512,
+                step_rows=8192,
+                element_bytes=4,
+            ),
         )
     engine = TimedEngine(llm)
     results = [engine.run(count, args.repeats) for count in args.requests]

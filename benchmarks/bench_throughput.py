@@ -26,6 +26,8 @@ import torch
 from random_checkpoint import NUM_TEXT_PIECES, write_random_checkpoint
 from vllm import LLM, SamplingParams
 
+from vllm_dynin.checkpoint import load_config
+from vllm_dynin.kv_memory import kv_cache_bytes
 from vllm_dynin.planning import PlanRequest, StandardOptions, make_plan
 from vllm_dynin.reference.backbone import LLaDA, load_reference
 from vllm_dynin.reference.driver import run_plan
@@ -97,7 +99,13 @@ def main() -> None:
             max_num_batched_tokens=8192,
             max_num_seqs=args.concurrency,
             enforce_eager=True,
-            gpu_memory_utilization=0.2,
+            kv_cache_memory_bytes=kv_cache_bytes(
+                load_config(path),
+                num_requests=args.concurrency,
+                request_rows=512,
+                step_rows=8192,
+                element_bytes=4,
+            ),
         )
         # The engine settles the threads of this process first; both then run with the same.
         model = load_reference(path, dtype=torch.float32)

@@ -1,7 +1,8 @@
-"""What every tier shares: one torch thread, the tiny tokenizer and its id layout."""
+"""What every tier shares: one torch thread, the tiny tokenizer and its id layout, a last word."""
 
 import pytest
 import torch
+from helpers.left_out import pytest_deselected, pytest_terminal_summary  # noqa: F401
 from helpers.tiny_tokenizer import make_tokenizer
 from transformers import PreTrainedTokenizerFast
 

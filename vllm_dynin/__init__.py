@@ -75,6 +75,7 @@ def register() -> None:
     from vllm_dynin.model_executor.engine_config import EngineConfig
 
     compat.check_vllm_version()
+    compat.show_logs()
     if current_platform.is_cpu():
         compat.prepare_cpu()
     for config_class in CONFIG_CLASSES:

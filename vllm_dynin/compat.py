@@ -48,6 +48,19 @@ def check_vllm_version() -> None:
         )
 
 
+def show_logs() -> None:
+    """Let what this package logs come out where vLLM's own lines do, in the same form.
+
+    vLLM gives its own logger a handler and leaves the root without one, so nothing below a warning
+    would be seen of anybody else. An application that has set up logging itself keeps its way.
+    Remove when vLLM shows the logs of its plugins.
+    """
+    ours, theirs = logging.getLogger("vllm_dynin"), logging.getLogger("vllm")
+    if not ours.handlers and not logging.getLogger().handlers:
+        ours.handlers = list(theirs.handlers)
+        ours.setLevel(theirs.level)
+
+
 def prepare_cpu() -> None:
     """Make vLLM's V2 runner start, and its attention not crash, on a CPU.
 

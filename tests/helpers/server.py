@@ -41,11 +41,20 @@ class Server:
 
 VLLM_SERVE = ("-m", "vllm.entrypoints.cli.main", "serve")
 DYNIN_SERVE = ("-m", "vllm_dynin.entrypoints.cli", "serve")
+SIZES = (
+    *("--max-model-len", "512", "--max-num-seqs", "4", "--block-size", "32", "--enforce-eager"),
+    *("--kv-cache-memory-bytes", str(1 << 26), "--num-gpu-blocks-override", "80"),
+)
 
 
 @contextmanager
 def serve(
-    folder: Path, log: Path, *flags: str, program: tuple[str, ...] = VLLM_SERVE, **variables: str
+    folder: Path,
+    log: Path,
+    *flags: str,
+    program: tuple[str, ...] = VLLM_SERVE,
+    sizes: tuple[str, ...] = SIZES,
+    **variables: str,
 ) -> Iterator[Server]:
     """Serve a checkpoint until the block is left.
 
@@ -53,6 +62,7 @@ def serve(
         folder: of the checkpoint.
         log: gets all output.
         flags: of `vllm serve`; those that are set here too hold.
+        sizes: flags about memory and compilation.
         program: `VLLM_SERVE`, or `DYNIN_SERVE` for our routes beside vLLM's.
         variables: of the environment.
     """
@@ -62,9 +72,7 @@ def serve(
     command = [
         *(sys.executable, *program, str(folder)),
         *("--host", "127.0.0.1", "--port", str(port), "--served-model-name", "tiny"),
-        *("--dtype", "float32", "--max-model-len", "512", "--max-num-seqs", "4"),
-        *("--block-size", "32", "--enforce-eager", "--kv-cache-memory-bytes", str(1 << 26)),
-        *("--num-gpu-blocks-override", "80", *flags),
+        *("--dtype", "float32", *sizes, *flags),
     ]
     environment = os.environ | ENVIRONMENT | variables
     with log.open("w") as output:

@@ -24,6 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": {"tokens"},
     "checkpoint": {"tokens", "config"},
     "kernels": set(),
+    "kv_memory": {"checkpoint", "config"},
     "sampling": BASE | {"kernels"},
     "step_counts": set(),
     "processors": BASE | {"checkpoint", "kernels", "sampling"},
@@ -37,7 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "reference": BASE | {"checkpoint", "kernels", "sampling", "processors", "defaults", "planning"},
     "compat": BASE | {"kernels", "processors"},
     "model_executor": BASE
-    | {"report", "step_counts", "checkpoint", "kernels", "sampling", "processors"}
+    | {"report", "step_counts", "checkpoint", "kernels", "kv_memory", "sampling", "processors"}
     | {"defaults", "planning", "compat"},
     "training_ext": BASE
     | {"checkpoint", "defaults", "kernels", "sampling", "processors", "planning", "reference"}

@@ -2,43 +2,27 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-import sys
 import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+from helpers.wheel import build_wheel
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
-NOT_SHIPPED = shutil.ignore_patterns("__pycache__", "*.so", "*.egg-info")
 # A wheel is installed with every deployment: what the shipped checkpoints may add up to, in bytes.
 MAX_ASSETS = 16 << 20
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
-    """Built from a copy: setuptools would leave build/ in the checkout and reuse what is there."""
-    source = tmp_path_factory.mktemp("source")
-    shutil.copytree(ROOT / "vllm_dynin", source / "vllm_dynin", ignore=NOT_SHIPPED)
-    for name in ("tests", "benchmarks", "packaging"):  # must not be taken for packages
-        shutil.copytree(ROOT / name, source / name, ignore=NOT_SHIPPED)
-    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE", "NOTICE"):
-        shutil.copy(ROOT / name, source / name)
-    built = tmp_path_factory.mktemp("wheel")
-    command = "-m pip wheel -q --no-deps --no-index --no-build-isolation --wheel-dir"
-    done = subprocess.run(
-        [sys.executable, *command.split(), built, source],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    (path,) = built.glob("*.whl")
-    return zipfile.ZipFile(path)
+    """As `make wheel` builds it, which leaves the checkout as it was."""
+    before = {path.name for path in ROOT.iterdir()}
+    built = build_wheel(tmp_path_factory.mktemp("wheel"))
+    assert {"build", "vllm_dynin.egg-info"} & {path.name for path in ROOT.iterdir()} <= before
+    return zipfile.ZipFile(built)
 
 
 def test_wheel_contents(wheel: zipfile.ZipFile) -> None:

@@ -9,8 +9,10 @@ import logging
 from typing import TYPE_CHECKING
 
 from vllm.model_executor.models.config import VerifyAndUpdateConfig
+from vllm.platforms import current_platform
 
 from vllm_dynin import checkpoint, compat
+from vllm_dynin.model_executor.cpu_memory import settle_kv_memory
 
 if TYPE_CHECKING:
     from vllm.config import ModelConfig, VllmConfig
@@ -72,6 +74,8 @@ class EngineConfig(VerifyAndUpdateConfig):
                 model.max_model_len,
             )
             scheduler.max_num_batched_tokens = model.max_model_len
+        if current_platform.is_cpu():
+            settle_kv_memory(vllm_config)
 
 
 def _set_video_frames(model_config: ModelConfig) -> None:
