@@ -60,8 +60,9 @@ bench: venv
 	    echo "== $$script"; $(BIN)/python $$script $(ARGS); \
 	done
 
-wheel: venv
-	@bash packaging/make_wheel.sh $(BIN)/python dist
+# With the environment where there is one, else with any Python that has pip: a CUDA machine has no use for it.
+wheel:
+	@bash packaging/make_wheel.sh $(or $(wildcard $(BIN)/python),$(PYTHON),python3) dist
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -3,10 +3,10 @@
 #
 #   bash packaging/make_wheel.sh PYTHON DIRECTORY
 #
-# PYTHON has pip, setuptools and wheel; nothing is downloaded. Built from a copy: setuptools would leave build/
-# in the checkout, and put what lies there from an earlier build into the next wheel.
+# PYTHON has pip; where it has setuptools too, nothing is downloaded. Built from a copy: setuptools would leave
+# build/ in the checkout, and put what lies there from an earlier build into the next wheel.
 set -euo pipefail
-python=$(realpath -s "$1")
+python=$(realpath -s "$(command -v "$1")")
 mkdir -p "$2"
 out=$(realpath "$2")
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -17,7 +17,11 @@ mkdir "$work/source" "$work/wheel"
 cp -r vllm_dynin pyproject.toml setup.py README.md LICENSE NOTICE "$work/source"
 find "$work/source" -name __pycache__ -type d -prune -exec rm -rf {} +
 find "$work/source" -name '*.so' -delete
-"$python" -m pip --disable-pip-version-check wheel -q --no-deps --no-index --no-build-isolation \
+offline=()
+if "$python" -c 'import setuptools, sys; sys.exit(int(setuptools.__version__.split(".")[0]) < 78)' 2> /dev/null; then
+    offline=(--no-index --no-build-isolation)
+fi
+"$python" -m pip --disable-pip-version-check wheel -q --no-deps "${offline[@]}" \
     --wheel-dir "$work/wheel" "$work/source" >&2
 name=$(basename "$work"/wheel/*.whl)
 mv "$work/wheel/$name" "$out/$name"

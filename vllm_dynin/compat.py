@@ -51,14 +51,27 @@ def check_vllm_version() -> None:
 def show_logs() -> None:
     """Let what this package logs come out where vLLM's own lines do, in the same form.
 
-    vLLM gives its own logger a handler and leaves the root without one, so nothing below a warning
-    would be seen of anybody else. An application that has set up logging itself keeps its way.
+    vLLM gives its own logger a handler and leaves the root without one, so that nothing below a
+    warning is seen of anybody else. An application that has set up logging keeps its way.
     Remove when vLLM shows the logs of its plugins.
     """
-    ours, theirs = logging.getLogger("vllm_dynin"), logging.getLogger("vllm")
+    ours = logging.getLogger("vllm_dynin")
     if not ours.handlers and not logging.getLogger().handlers:
-        ours.handlers = list(theirs.handlers)
-        ours.setLevel(theirs.level)
+        ours.addHandler(_LikeVLLM())
+        ours.setLevel(logging.INFO)
+
+
+class _LikeVLLM(logging.Handler):
+    """Hands records to the handlers of vLLM's logger, which vLLM sets up after it loads plugins."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Show a record, unless it gets to handlers of the root by itself."""
+        if logging.getLogger().handlers:
+            return
+        theirs: list[logging.Handler | None] = [*logging.getLogger("vllm").handlers]
+        for handler in theirs or [logging.lastResort]:
+            if handler is not None and record.levelno >= handler.level:
+                handler.handle(record)
 
 
 def prepare_cpu() -> None:

@@ -1,6 +1,6 @@
 """Dynin-Omni behind Ray Serve: several replicas, each a `vllm-dynin serve` of its own.
 
-    pip install "vllm-dynin[vllm]" "ray[serve]>=2.48" httpx
+    pip install ".[vllm]" "ray[serve]>=2.48" httpx      # in a checkout
     DYNIN_MODEL=snu-aidas/Dynin-Omni serve run examples.ray_serve.app:app
 
 Each replica starts a server on its node and hands requests and answers through unchanged, streams

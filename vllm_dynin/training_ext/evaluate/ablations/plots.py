@@ -38,9 +38,7 @@ def plot(sweep: Sweep, path: Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ValueError(
-            f"{error}: plots need matplotlib; pip install 'vllm-dynin[eval]'"
-        ) from error
+        raise ValueError(f"{error}: plots need matplotlib; pip install matplotlib") from error
     if sweep.kind not in _DRAW:
         raise ValueError(f"an ablation of kind {sweep.kind!r} has no plot; {', '.join(_DRAW)} have")
     figure = Figure(layout="constrained")
