@@ -1,7 +1,8 @@
-"""About two hundred recordings of the same words, each in another form: name → how it is made.
+"""Nearly three hundred recordings of the same words, each in another form: name → how it is made.
 
-The names say what is special; `WORDS` is what is said in each, and `TOO_DAMAGED` are files of which
-no right reader could make these words: they are to be refused.
+The names say what is special; `WORDS` is what is said in each. `COARSE` are forms that keep too
+little of the sound for `dynin-tiny` (eight bits, the bandwidth of a telephone). `BROKEN` are files
+in which nothing is said, with what their refusal says.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def film(rate: int, container: str, codec: str, **changes: object) -> bytes:
 
 def rates() -> Iterator[tuple[str, Maker]]:
     """Every rate of the trade and some of no trade."""
-    odd = (6_000, 7_350, 11_127, 15_999, 17_000, 37_800)
+    odd = (11_127, 15_999, 17_000, 37_800)
     for rate in (8_000, 11_025, 12_000, 22_050, 24_000, 32_000, 44_100, 48_000, 88_200, 96_000,
                  176_400, 192_000, 384_000, *odd):  # fmt: skip
         yield f"wav {rate} Hz", lambda rate=rate: wav(rate)
@@ -367,3 +368,51 @@ GOOD: dict[str, Maker] = {
     for name, make in group()
 }
 """Files in which the words are said."""
+
+_COARSE_PARTS = (" 8000 Hz", " 11025 Hz", "PCM_U8", "PCM_S8", "pcm_u8", "GSM610", "amrnb", "real_")
+COARSE = frozenset(name for name in GOOD if any(part in f" {name} " for part in _COARSE_PARTS))
+
+_NOTHING = with_soundfile(np.zeros(0, np.float32), 16_000, "WAV", "PCM_16")
+BROKEN: dict[str, tuple[Maker, str]] = {
+    "nothing": (lambda: b"", "empty"),
+    "text": (lambda: b"this is not a recording, it is text " * 9, "not audio that can be read"),
+    "html": (lambda: b"<!DOCTYPE html><html><body>404</body></html>" * 9, "not audio"),
+    "a picture": (lambda: b"\x89PNG\r\n\x1a\n" + bytes(900), "not audio"),
+    "a playlist": (lambda: b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n", "not audio"),
+    "a script of FFmpeg": (lambda: b"ffconcat version 1.0\nfile /etc/passwd\n", "not audio"),
+    "zeros": (lambda: bytes(4_000), "not audio"),
+    "wav head of 36 bytes": (lambda: wav()[:36], "ends before its samples begin; send a whole"),
+    "wav head of 44 bytes": (lambda: wav()[:44], "no samples; it is empty or cut off"),
+    "wav head of 20 bytes": (lambda: wav()[:20], "ends before its samples begin; send a whole"),
+    "wav head of 3 bytes": (lambda: wav()[:3], "not audio"),
+    "wav without samples": (lambda: _NOTHING, "no samples"),
+    "wav rate 0": (lambda: put(wav(), 24, bytes(4)), "sample_rate=0 Hz is below 1000 Hz"),
+    "wav rate 7": (lambda: put(wav(), 24, b"\7\0\0\0"), "sample_rate=7 Hz is below"),
+    "wav rate of 4 GHz": (lambda: put(wav(), 24, b"\xff" * 4), "max_sample_rate"),
+    "wav no channels": (lambda: put(wav(), 22, bytes(2)), "not audio"),
+    "wav 900 channels": (lambda: put(wav(), 22, struct.pack("<H", 900)), ""),
+    "wav of an unknown coding": (lambda: put(wav(), 20, b"\x99\x99"), "not audio"),
+    "wav of NaN": (
+        lambda: with_soundfile(words() * np.float32("nan"), 16_000, "WAV", "FLOAT"),
+        "NaN",
+    ),
+    "wav of 8 samples": (lambda: with_soundfile(words()[:8], 16_000, "WAV", "PCM_16"), ""),
+    "flac head": (lambda: wav(kind="FLAC")[:42], "send a whole file"),
+    "flac head of zeros": (lambda: b"fLaC\x80\0\0\x22" + bytes(34), "send a whole file"),
+    "flac magic": (lambda: b"fLaC", "send a whole file"),
+    "ogg head": (lambda: film(48_000, "ogg", "libopus")[:47], "send a whole file"),
+    "ogg magic": (lambda: b"OggS", "send a whole file"),
+    "mp3 tag alone": (lambda: id3(), "send a whole file"),
+    "mp3 sync alone": (lambda: b"\xff\xfb\x90\x00", "send a whole file"),
+    "mp4 without its table": (lambda: film(48_000, "mp4", "aac")[:9_000], "send a whole file"),
+    "webm head": (lambda: live("webm")[:200], "send a whole file"),
+    "aiff head": (lambda: wav(kind="AIFF")[:20], "send a whole file"),
+    "film without sound": (lambda: silent_film(), "no audio track"),
+}
+
+
+def silent_film() -> bytes:
+    """A video and nothing else."""
+    from helpers.fuzz_media import video_seeds
+
+    return video_seeds()[0]
