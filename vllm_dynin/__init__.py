@@ -73,6 +73,7 @@ def register() -> None:
     from vllm_dynin.config import CONFIG_CLASSES
     from vllm_dynin.entrypoints.media_connector import GuardedMediaConnector
     from vllm_dynin.model_executor.engine_config import EngineConfig
+    from vllm_dynin.model_executor.unused_memory import cap_kv_cache
 
     compat.check_vllm_version()
     compat.show_logs()
@@ -88,6 +89,7 @@ def register() -> None:
     )
     compat.hook_admission(_admission)
     compat.keep_stated_lengths()
+    cap_kv_cache()
     MEDIA_CONNECTOR_REGISTRY.register(compat.MEDIA_CONNECTOR)(GuardedMediaConnector)
 
 

@@ -35,6 +35,22 @@ def checks_ranks() -> bool:
     return _flag(CHECK_RANKS, "to have ranks compare their canvases")
 
 
+ORDER = "DYNIN_ORDER"
+"""`fcfs` (default): first come, first served. `short`: answers of few steps may pass long ones."""
+
+
+def prefers_short() -> bool:
+    """Whether short answers may pass long ones.
+
+    Raises:
+        ValueError: the variable is neither `fcfs` nor `short`.
+    """
+    value = os.environ.get(ORDER, "fcfs")
+    if value not in ("fcfs", "short"):
+        raise ValueError(f"{ORDER}={value!r}; set it to fcfs (first come, first served) or short")
+    return value == "short"
+
+
 def wants_page() -> bool:
     """Whether the page is served.
 

@@ -38,6 +38,12 @@ class Report(msgspec.Struct, kw_only=True):
     tokens_per_forward: float = 0.0
     """`tokens / forwards`; 0 before the first forward."""
 
+    postponed_steps: int = 0
+    """Engine steps in which the request had to stand back, because the token budget was full."""
+
+    preemptions: int = 0
+    """Times it lost its place in the KV cache and started over with a pass over its prompt."""
+
     queue_seconds: float = 0.0
     """From arrival in the engine core to the first step."""
 

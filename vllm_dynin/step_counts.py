@@ -42,6 +42,9 @@ class StepCounts(msgspec.Struct, kw_only=True):
     postponed_steps: int = 0
     """Steps that had to wait for another engine step, because the token budget was full."""
 
+    preemptions: int = 0
+    """Times a request lost its place in the KV cache and started over."""
+
     started: int = 0
     """Requests whose first step came."""
 

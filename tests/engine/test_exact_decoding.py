@@ -3,7 +3,13 @@
 import random
 
 import pytest
-from helpers.engines import metric, start_llm
+from helpers.engines import (
+    counted_preemptions,
+    environment,
+    metric,
+    preempting,
+    start_llm,
+)
 from helpers.request_mix import Case, expected_tokens, generate, mixed_cases, random_prompt
 from vllm.sampling_params import RequestOutputKind
 
@@ -65,33 +71,82 @@ def test_neighbours_do_not_matter(llm, cases, expected):
 def test_requests_that_are_preempted(checkpoint_folder, cases, expected):
     """A KV cache of 9 blocks, of which one long guided request takes 8."""
     with start_llm(checkpoint_folder, num_gpu_blocks_override=10, max_model_len=288) as llm:
-        assert generate(llm, cases) == expected
-        assert metric("vllm:num_preemptions") >= 10
+        with preempting(llm, every=4) as preempted:
+            assert generate(llm, cases) == expected
+        assert len(preempted) >= 10
+        assert metric("vllm:num_preemptions") == len(preempted)  # nothing else preempts
 
 
-def test_requests_that_take_turns(reference, checkpoint_folder):
-    """A budget of one long request: of four running ones, two are computed in a step."""
-    rng = random.Random(1)
-    cases = mixed_cases(24, reference.config, seed=2, max_prompt=90)
-    own = DenoiseParams(block_length=1)
-    equal = [
+def test_admission_takes_blocks_for_the_canvas_too(checkpoint_folder, reference):
+    """Three requests of 13 blocks each, of which 19 are free: each waits for its turn.
+
+    Where only their prompts are reserved, newcomers are preempted and admitted over and over.
+    """
+    own = DenoiseParams(block_length=25)
+    cases = [
+        Case(
+            random_prompt(random.Random(seed), reference.config, 10),
+            own.to_sampling_params(max_tokens=400, temperature=0, ignore_eos=True),
+        )
+        for seed in range(3)
+    ]
+    with start_llm(checkpoint_folder, num_gpu_blocks_override=20) as llm:
+        steps, prompt_passes = [], []
+        scheduler = llm.llm_engine.engine_core.engine_core.scheduler
+        original = scheduler.schedule
+
+        def schedule(*args, **kwargs):
+            output = original(*args, **kwargs)
+            steps.extend(output.scheduled_spec_decode_tokens)
+            prompt_passes.extend(request.req_id for request in output.scheduled_new_reqs)
+            return output
+
+        scheduler.schedule = schedule
+        with counted_preemptions(llm) as preempted:
+            found = generate(llm, cases)
+    assert not preempted
+    assert len(prompt_passes) == 3
+    assert len(steps) == 3 * 400
+    assert found == [expected_tokens(reference, case) for case in cases]
+
+
+@pytest.fixture(scope="module")
+def four_equal(reference):
+    """Four requests of 90 rows and 40 steps, a token each."""
+    rng, own = random.Random(1), DenoiseParams(block_length=1)
+    return [
         Case(
             random_prompt(rng, reference.config, 50),
             own.to_sampling_params(max_tokens=40, temperature=0, ignore_eos=True),
         )
         for _ in range(4)
     ]
+
+
+def test_first_come_first_served_within_the_budget(reference, checkpoint_folder, four_equal):
+    """A budget of one long request: of four running ones, two are computed in a step."""
+    cases = mixed_cases(24, reference.config, seed=2, max_prompt=90)
     with start_llm(checkpoint_folder, max_model_len=256, max_num_batched_tokens=256) as llm:
         assert generate(llm, cases) == [expected_tokens(reference, case) for case in cases]
-        turns, tokens = watch_turns(llm.llm_engine, equal)
-    assert tokens == [expected_tokens(reference, case) for case in equal]
+        turns, tokens = watch_turns(llm.llm_engine, four_equal)
+    assert tokens == [expected_tokens(reference, case) for case in four_equal]
     # The four prompts fit together, of the denoising steps (90 rows) two do; one token a step.
-    counts = [0] * len(equal)
-    for step in turns:
-        assert len(step) == 2
-        for request in step:
-            counts[request] += 1
-        assert max(counts) - min(counts) <= 1
+    assert turns == [[0, 1]] * 40 + [[2, 3]] * 40
+
+
+def test_short_answers_may_pass_long_ones(reference, checkpoint_folder, four_equal):
+    """Half as many steps are two places: the third request passes the first two, and no further."""
+    short = [Case(case.prompt_ids, case.params.clone()) for case in four_equal]
+    short[2].params.extra_args["dynin_block_length"] = 20
+    short[2].params.extra_args["dynin_steps"] = 4
+    with (
+        environment(DYNIN_ORDER="short"),
+        start_llm(checkpoint_folder, max_model_len=256, max_num_batched_tokens=256) as llm,
+    ):
+        turns, tokens = watch_turns(llm.llm_engine, short)
+    assert tokens == [expected_tokens(reference, case) for case in short]
+    assert 2 in turns[0]
+    assert turns[-1] == [3]
 
 
 def watch_turns(engine, cases):

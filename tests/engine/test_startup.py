@@ -11,6 +11,7 @@ from vllm.config import VllmConfig
 
 import vllm_dynin
 from vllm_dynin import compat
+from vllm_dynin.model_executor.admission import Limits
 from vllm_dynin.model_executor.engine_config import SCHEDULER
 
 
@@ -25,7 +26,8 @@ def test_what_is_set(checkpoint_folder):
     assert config.scheduler_config.async_scheduling is False
     assert config.scheduler_config.enable_chunked_prefill is False
     assert config.cache_config.enable_prefix_caching is False
-    assert config.diffusion_config.canvas_length == 512
+    assert config.diffusion_config.canvas_length == 1  # vLLM's; the widest canvas is ours
+    assert Limits.of(config).max_slots == 512
     # With it, vLLM would refuse `temperature` and `seed` (docs/engine.md).
     assert config.model_config.is_diffusion is False
     assert not hasattr(config.model_config.hf_config, "canvas_length")

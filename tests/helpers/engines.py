@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -124,3 +126,30 @@ def counted_preemptions(llm: LLM) -> Iterator[list[str]]:
         yield preempted
     finally:
         del scheduler._preempt_request
+
+
+@contextmanager
+def preempting(llm: LLM, every: int = 5) -> Iterator[list[str]]:
+    """Take the place of the newest running request away at every so many steps.
+
+    Admission reserves all that a request will need, so nothing else preempts one, except vLLM's
+    `reset_prefix_cache(reset_running_requests=True)`, which does this for all of them.
+
+    Yields:
+        Ids of the requests that were preempted.
+    """
+    scheduler = llm.llm_engine.engine_core.engine_core.scheduler
+    original, preempted, steps = scheduler.schedule, [], itertools.count(1)
+
+    def schedule(*args: Any, **kwargs: Any) -> Any:
+        if next(steps) % every == 0 and scheduler.running:
+            request = scheduler.running.pop()
+            preempted.append(request.request_id)
+            scheduler._preempt_request(request, time.monotonic(), drop_stale_output=True)
+        return original(*args, **kwargs)
+
+    scheduler.schedule = schedule
+    try:
+        yield preempted
+    finally:
+        del scheduler.schedule

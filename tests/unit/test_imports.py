@@ -24,7 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": {"tokens"},
     "checkpoint": {"tokens", "config"},
     "kernels": set(),
-    "kv_memory": {"checkpoint", "config"},
+    "kv_memory": {"config", "sizing"},
     "sampling": BASE | {"kernels"},
     "step_counts": set(),
     "processors": BASE | {"checkpoint", "kernels", "sampling"},
@@ -37,9 +37,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "requests": BASE | {"processors", "sampling", "defaults", "planning", "codec_runner"},
     "reference": BASE | {"checkpoint", "kernels", "sampling", "processors", "defaults", "planning"},
     "compat": BASE | {"kernels", "processors"},
+    "sizing": BASE | {"checkpoint"},
     "model_executor": BASE
     | {"report", "step_counts", "checkpoint", "kernels", "kv_memory", "sampling", "processors"}
-    | {"defaults", "planning", "compat"},
+    | {"defaults", "planning", "compat", "sizing"},
     "training_ext": BASE
     | {"checkpoint", "defaults", "kernels", "sampling", "processors", "planning", "reference"}
     | {"api", "requests", "codec_runner"},  # evaluate/ asks the engine, as a client does

@@ -80,6 +80,7 @@ def test_a_preempted_request_waits_again(plan):
     book.requeue("a")
     counts = book.take_counts()["t2t"]
     assert (counts.waiting, counts.running, counts.started) == (1, 0, 1)
+    assert counts.preemptions == 1
     book.start("a")
     counts = book.take_counts()["t2t"]
     assert (counts.waiting, counts.running, counts.started) == (0, 1, 0)

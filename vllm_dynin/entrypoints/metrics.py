@@ -53,6 +53,10 @@ _COUNTERS = {
         "postponed_steps",
         "Steps that waited for another engine step, because the token budget was full.",
     ),
+    "preemptions": (
+        "preemptions",
+        "Times a request lost its place in the KV cache and started over with its prompt.",
+    ),
     "started": ("started_requests", "Requests whose first step came."),
     "queue_microseconds": ("queue_seconds", "Time that started requests had waited."),
     "finished": ("finished_requests", "Requests that came to their end."),

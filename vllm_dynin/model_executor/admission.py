@@ -15,6 +15,7 @@ from vllm_dynin.canvas import Canvas, Decoder, Parity
 from vllm_dynin.config import LLaDAConfig
 from vllm_dynin.defaults import TASK_DEFAULTS
 from vllm_dynin.model_executor import plan_transport
+from vllm_dynin.model_executor.canvas_width import widest_canvas
 from vllm_dynin.model_executor.row_layout import RowLayout
 from vllm_dynin.planning import (
     MediumSpan,
@@ -80,13 +81,12 @@ class Limits:
     def of(cls, vllm_config: VllmConfig) -> Limits:
         """Read the sizes out of vLLM's configuration."""
         model, scheduler = vllm_config.model_config, vllm_config.scheduler_config
-        assert vllm_config.diffusion_config is not None
         block_size = vllm_config.cache_config.block_size
         kv_rows = ((vllm_config.cache_config.num_gpu_blocks or 1 << 30) - 1) * block_size
         return cls(
             max_rows=min(model.max_model_len, scheduler.max_num_batched_tokens, kv_rows),
             max_positions=model.hf_config.max_sequence_length,
-            max_slots=vllm_config.diffusion_config.canvas_length,
+            max_slots=widest_canvas(vllm_config),
             max_model_len=model.max_model_len,
             block_size=block_size,
         )

@@ -6,12 +6,18 @@ vLLM calls these hooks for our architectures while it builds its configuration.
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+import os
+from typing import TYPE_CHECKING, Any
 
+from vllm import envs
+from vllm.config import CompilationMode, CUDAGraphMode
+from vllm.config.scheduler import SchedulerConfig
 from vllm.model_executor.models.config import VerifyAndUpdateConfig
 from vllm.platforms import current_platform
 
-from vllm_dynin import checkpoint, compat
+from vllm_dynin import checkpoint, compat, sizing
+from vllm_dynin import envs as our_envs
+from vllm_dynin.model_executor.canvas_width import settle_canvas_width
 from vllm_dynin.model_executor.cpu_memory import settle_kv_memory
 
 if TYPE_CHECKING:
@@ -23,6 +29,10 @@ SCHEDULER = "vllm_dynin.model_executor.scheduler.MaskedDiffusionScheduler"
 WORKER_EXTENSION = "vllm_dynin.model_executor.worker_extension.MediaWorkerExtension"
 NON_CAUSAL_BACKENDS = ("CPU_ATTN", "FLASH_ATTN", "TRITON_ATTN", "FLEX_ATTENTION")
 """Attention backends with a paged KV cache and `causal=False`."""
+_BREAKABLE = "VLLM_USE_BREAKABLE_CUDAGRAPH"
+_GRAPH_ROWS = [16, 32, 48, 64, 96, 128, 192, 256, 384, 512, *range(640, 2049, 128)]
+"""Rows of a step for which pieces are captured. vLLM's default sizes are those of one row a request
+and step; beyond the largest, a step is bound by its matrix products, and launches cost nothing."""
 
 
 class EngineConfig(VerifyAndUpdateConfig):
@@ -52,14 +62,13 @@ class EngineConfig(VerifyAndUpdateConfig):
         Raises:
             ValueError: a flag is incompatible; the message says which and what to do.
         """
-        from vllm.config.diffusion import DiffusionConfig
-
         _refuse(vllm_config)
         compat.lower_request_limits()
         compat.guard_every_path()
         model, scheduler = vllm_config.model_config, vllm_config.scheduler_config
-        if vllm_config.diffusion_config is None:
-            vllm_config.diffusion_config = DiffusionConfig(canvas_length=model.max_model_len)
+        settle_canvas_width(vllm_config)
+        _settle_compilation(vllm_config)
+        vllm_config.attention_config.use_non_causal = True  # the selector skips those that cannot
         scheduler.scheduler_cls = SCHEDULER
         parallel = vllm_config.parallel_config
         parallel.worker_extension_cls = parallel.worker_extension_cls or WORKER_EXTENSION
@@ -74,8 +83,44 @@ class EngineConfig(VerifyAndUpdateConfig):
                 model.max_model_len,
             )
             scheduler.max_num_batched_tokens = model.max_model_len
+        # What the user left out cannot be told from vLLM's default by now; every default of it is
+        # at least this (vLLM's hook for DiffusionGemma reasons the same way).
+        if scheduler.max_num_seqs >= SchedulerConfig.DEFAULT_MAX_NUM_SEQS:
+            scheduler.max_num_seqs = sizing.default_requests(scheduler.max_num_batched_tokens)
+            logger.info(
+                "max_num_seqs is %d: a step holds whole requests, and %d rows hold no more; "
+                "set --max-num-seqs below %d for another number",
+                scheduler.max_num_seqs,
+                scheduler.max_num_batched_tokens,
+                SchedulerConfig.DEFAULT_MAX_NUM_SEQS,
+            )
         if current_platform.is_cpu():
             settle_kv_memory(vllm_config)
+
+
+def _settle_compilation(vllm_config: VllmConfig) -> None:
+    """Run layers by vLLM's fused operations unless compilation was asked for.
+
+    vLLM's default compiles, and leaves its fused operations off in the belief that the compiler
+    fuses. Asked for (`--compilation-config '{"mode": 3}'`), the transformer is compiled, and graphs
+    are those of its pieces: what surrounds it is Python that must run at every step.
+    """
+    compilation: Any = vllm_config.compilation_config  # None is declared for none of its fields
+    if compilation.mode is None:  # filled in by vLLM after this
+        compilation.mode = CompilationMode.NONE
+    is_compiled = compilation.mode == CompilationMode.VLLM_COMPILE
+    if compilation.cudagraph_mode is None:
+        compilation.cudagraph_mode = CUDAGraphMode.PIECEWISE if is_compiled else CUDAGraphMode.NONE
+    if is_compiled and compilation.cudagraph_capture_sizes is None:
+        budget = vllm_config.scheduler_config.max_num_batched_tokens
+        compilation.cudagraph_capture_sizes = [n for n in _GRAPH_ROWS if n <= budget]
+    if envs.VLLM_BATCH_INVARIANT and _BREAKABLE not in os.environ:
+        os.environ[_BREAKABLE] = "0"
+        logger.info(
+            "%s is 0: batch-invariant kernels are used without the graphs that vLLM would turn on "
+            "with them, which replay whole forwards",
+            _BREAKABLE,
+        )
 
 
 def _set_video_frames(model_config: ModelConfig) -> None:
@@ -94,7 +139,12 @@ def _set_video_frames(model_config: ModelConfig) -> None:
 
 def _refuse(vllm_config: VllmConfig) -> None:
     model, parallel = vllm_config.model_config, vllm_config.parallel_config
-    scheduler, backend = vllm_config.scheduler_config, vllm_config.attention_config.backend
+    scheduler, attention = vllm_config.scheduler_config, vllm_config.attention_config
+    compilation: Any = vllm_config.compilation_config
+    graphs = compilation.cudagraph_mode
+    backends = [attention.backend, *attention.backend_per_kind.values()]
+    named = [backend.name for backend in backends if backend is not None]
+    causal = [name for name in named if name not in NON_CAUSAL_BACKENDS]
     problems = {
         "the V1 model runner (VLLM_USE_V2_MODEL_RUNNER=0, or no Triton) has no hooks for masked "
         "diffusion; unset it, and on a CPU install with `make venv`": (
@@ -133,10 +183,19 @@ def _refuse(vllm_config: VllmConfig) -> None:
         "--long-prefill-token-threshold would cut a denoising step; leave it at 0": (
             scheduler.long_prefill_token_threshold > 0
         ),
-        f"attention backend {getattr(backend, 'name', backend)} cannot attend in both directions; "
-        f"use one of {', '.join(NON_CAUSAL_BACKENDS)}": (
-            backend is not None and backend.name not in NON_CAUSAL_BACKENDS
+        f"attention backend {', '.join(causal)} cannot attend in both directions; "
+        f"use one of {', '.join(NON_CAUSAL_BACKENDS)}": bool(causal),
+        f"cudagraph_mode {getattr(graphs, 'name', graphs)} replays whole forwards, which skips the "
+        "Python that prepares each step and gives wrong tokens; use NONE, or PIECEWISE with "
+        "compilation mode 3": graphs is not None and graphs.has_full_cudagraphs(),
+        "compilation mode 1 (STOCK_TORCH_COMPILE) is not supported; use 0 (vLLM's fused "
+        "operations, the default) or 3 (compiled)": (
+            compilation.mode == CompilationMode.STOCK_TORCH_COMPILE
         ),
+        f"{our_envs.ORDER}=short orders by length, --scheduling-policy priority by priority; leave "
+        "one of them out": our_envs.prefers_short() and scheduler.policy == "priority",
+        f"{_BREAKABLE}=1 replays whole forwards, which skips the Python that prepares each step "
+        "and gives wrong tokens; unset it": os.environ.get(_BREAKABLE, "0") not in ("", "0"),
     }
     found = [message for message, is_wrong in problems.items() if is_wrong]
     if found:

@@ -73,13 +73,14 @@ class MaskedDiffusionLM(nn.Module):
 
         vLLM passes the hidden states of every undecided slot; the rows that matter are fewer, and
         a guided request also needs rows of its second stream, so `wanted` is what counts. Without
-        it (vLLM measuring memory) the argument's rows get logits over the whole table.
+        it (vLLM measuring memory or warming up) all rows of the argument get logits over the whole
+        table: that many are asked for, and how many they are is vLLM's to bound.
         """
         if self.wanted:
             assert self._hidden_TD is not None
             return StepLogits(self.head, self._hidden_TD, self.wanted)
         whole = Columns(((0, self.config.vocab_size),))
-        return self.head(hidden_states[: StepLogits.max_rows(whole)], whole)
+        return self.head(hidden_states, whole)
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
         """Load the published tensor names; see weights.py."""

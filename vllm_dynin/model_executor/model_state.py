@@ -23,6 +23,7 @@ from vllm_dynin.model_executor.engine_sampler import MaskedDiffusionSampler
 from vllm_dynin.model_executor.slot import DenoisingRequest, Slot
 from vllm_dynin.model_executor.step_logits import WantedRows
 from vllm_dynin.model_executor.trajectories import TrajectoryStore
+from vllm_dynin.model_executor.unused_memory import own_no_grammars
 
 if TYPE_CHECKING:
     from vllm.tasks import GenerationTask
@@ -55,19 +56,28 @@ class MaskedDiffusionState(ModelState):
         """Those of the current step, in batch order; the sampler holds this very list."""
         self.trajectories = TrajectoryStore()
         self._slot_of: dict[str, int] = {}
-        self._block_size = vllm_config.cache_config.block_size
-        self._table_unit = self._block_size
+        # Of the KV cache, which is made later: the attention backend may choose another block size.
+        self._block_size = self._table_unit = 0
 
     def get_supported_generation_tasks(self) -> tuple[GenerationTask, ...]:
         """Text generation is the one task vLLM core routes here."""
         return ("generate",)
 
     def custom_sampler(self, sampler: Any) -> tuple[Any, Any]:
+<<<<<<< HEAD
         """Replace vLLM's sampler; there is no rejection sampling."""
         return MaskedDiffusionSampler(self.denoising, self.device, sampler), None
+=======
+        """Replace vLLM's sampler; there is no rejection sampling, and no grammar."""
+        from vllm_dynin.model_executor.engine_sampler import MaskedDiffusionSampler
+
+        own_no_grammars()
+        return MaskedDiffusionSampler(self, sampler), None
+>>>>>>> cad28d0 ([Engine] Start as a GPU starts: small draft buffers, fewer requests, no grammars, no full graphs; admission reserves the whole request)
 
     def initialize_kv_cache(self, kv_cache_config: Any, block_tables: BlockTables) -> None:
-        """Note how many rows one entry of a block table stands for."""
+        """Note the rows of a KV block, and how many one entry of a block table stands for."""
+        self._block_size = kv_cache_config.kv_cache_groups[0].kv_cache_spec.block_size
         self._table_unit = block_tables.block_sizes[0]
 
     # --- requests come and go ---------------------------------------------------------------------

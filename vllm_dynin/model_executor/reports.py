@@ -95,13 +95,17 @@ class ReportBook:
 
     def postpone(self, request_id: str) -> None:
         """Count a denoising step that does not fit into this engine step."""
-        self._counts_of(self._accounts[request_id].report.task).postponed_steps += 1
+        report = self._accounts[request_id].report
+        report.postponed_steps += 1
+        self._counts_of(report.task).postponed_steps += 1
 
     def requeue(self, request_id: str) -> None:
         """Note that a request was preempted and waits again."""
         account = self._accounts[request_id]
         account.is_waiting = True
+        account.report.preemptions += 1
         counts = self._counts_of(account.report.task)
+        counts.preemptions += 1
         counts.waiting += 1
         counts.running -= 1
 

@@ -3,7 +3,12 @@
 A request past its prompt is given its whole sequence as the query of a step: its count of computed
 tokens goes back to 0, and as many placeholders as its canvas has undecided slots stand for draft
 tokens. The real ids live on the device (model_state.py). The canvas shrinks as tokens are
-committed; vLLM appends, streams and checks stop conditions as for any model.
+committed; vLLM appends, streams and checks stop conditions as for any model. Workers are sent one
+placeholder, which tells a denoising step from a prompt pass (canvas_width.py).
+
+A request is admitted when the KV cache has room for all of it, prompt and canvas, and takes it at
+once: so no running request ever has to give way to another. Requests that do not fit a step
+together go in the order in which they came (order.py).
 """
 
 from __future__ import annotations
@@ -13,16 +18,19 @@ from dataclasses import replace
 from typing import Any, cast
 
 from vllm.multimodal.inputs import MultiModalFeatureSpec
+from vllm.v1.core.kv_cache_manager import KVCacheBlocks
 from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.core.sched.request_queue import SchedulingPolicy
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import EngineCoreOutputs
 from vllm.v1.metrics.stats import SchedulerStats
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
-from vllm_dynin import compat
+from vllm_dynin import compat, envs
 from vllm_dynin.config import LLaDAConfig
 from vllm_dynin.model_executor.admission import plan_request
+from vllm_dynin.model_executor.order import ServiceOrder
 from vllm_dynin.model_executor.plan_transport import attach
 from vllm_dynin.model_executor.reports import ReportBook
 from vllm_dynin.model_executor.row_layout import RowLayout, prompt_rows
@@ -38,13 +46,20 @@ class MaskedDiffusionScheduler(Scheduler):
         # A prompt pass samples nothing. Core derives this from `is_diffusion`, which we keep off.
         self.num_sampled_tokens_per_step = 0
         self._config = cast(LLaDAConfig, self.vllm_config.model_config.hf_config)
+        self._allocate = self.kv_cache_manager.allocate_slots
+        self.kv_cache_manager.allocate_slots = self._allocate_whole  # type: ignore[method-assign]
+        self._order = ServiceOrder(
+            prefers_short=envs.prefers_short(),
+            has_priorities=self.policy == SchedulingPolicy.PRIORITY,
+        )
         self._num_slots: dict[str, int] = {}
         self._num_streams: dict[str, int] = {}
         self._media: dict[str, list[MultiModalFeatureSpec]] = {}
-        self._last_step: dict[str, int] = {}
+        self._is_denoising: set[str] = set()
         # Rows of a second stream that never changes, and the requests for which it is computed.
         self._constant_rows: dict[str, int] = {}
         self._is_computed: set[str] = set()
+        self._num_asked: dict[str, int] = {}  # undecided slots of the step that is computed
         self._reports = ReportBook()
 
     def add_request(self, request: Request) -> None:
@@ -75,21 +90,24 @@ class MaskedDiffusionScheduler(Scheduler):
         self._num_streams[request.request_id] = 1 if canvas.unconditional is None else 2
         if canvas.is_unconditional_constant:
             self._constant_rows[request.request_id] = layout.conditional_start
+        self._order.enter(request.request_id, sum(region.num_steps for region in plan.options))
         self._reports.open(request.request_id, planned.options, plan)
         super().add_request(request)
 
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
-        """Decide the next step: whole denoising steps within the budget, longest-waiting first."""
+        """Decide the next step: whole denoising steps within the budget, in order of service."""
         for request in self.running:
             if request.num_computed_tokens >= request.num_prompt_tokens:  # its prompt is through
-                self._last_step.setdefault(request.request_id, -1)
+                self._is_denoising.add(request.request_id)
                 if request.mm_features:
                     request.mm_features = []  # they are encoded and in the workers' hands
                     compat.forget_encoder_inputs(self, request.request_id)
-        denoising = [request for request in self.running if request.request_id in self._last_step]
+        denoising = [
+            request for request in self.running if request.request_id in self._is_denoising
+        ]
         budget = self.max_num_scheduled_tokens
-        for request in sorted(denoising, key=lambda request: self._last_step[request.request_id]):
-            undecided = self._num_slots[request.request_id] - request.num_output_tokens
+        for request in sorted(denoising, key=self._order.key):
+            undecided = self._num_undecided(request)
             skipped = self._skipped(request.request_id)
             num_rows = request.num_tokens + undecided - skipped
             if num_rows > budget:
@@ -101,16 +119,37 @@ class MaskedDiffusionScheduler(Scheduler):
             budget -= num_rows
             request.num_computed_tokens = skipped
             request.spec_token_ids = [0] * undecided
-            self._last_step[request.request_id] = self.current_step
+        if self._order.prefers_short and len(self.waiting) > 1:
+            ordered = sorted(self.waiting, key=self._order.key)
+            self.waiting.remove_requests(ordered)
+            for request in ordered:
+                self.waiting.add_request(request)
         output = super().schedule(throttle_prefills)
         for request_id in output.num_scheduled_tokens:
             self._reports.start(request_id)
-        for request_id in output.scheduled_spec_decode_tokens:
+        drafts = output.scheduled_spec_decode_tokens
+        self._num_asked = {request_id: len(slots) for request_id, slots in drafts.items()}
+        for request_id in drafts:
             is_skipped = self._skipped(request_id) > 0
             num_streams = 1 if is_skipped else self._num_streams[request_id]
             self._reports.count(request_id, num_streams, is_saved=is_skipped)
             self._is_computed.add(request_id)
+            drafts[request_id] = [0]  # all that the workers need to know
         return output
+
+    def _allocate_whole(self, request: Request, *args: Any, **kwargs: Any) -> KVCacheBlocks | None:
+        """KV blocks of a request: on admission those of its canvas too, or none at all.
+
+        Otherwise the canvas would ask for its blocks a step later, and where there are none, the
+        newcomer would be preempted and admitted again, each time for the price of a prompt pass.
+        """
+        if request.status in (RequestStatus.WAITING, RequestStatus.PREEMPTED):
+            kwargs["num_lookahead_tokens"] = self._num_undecided(request)
+        return self._allocate(request, *args, **kwargs)
+
+    def _num_undecided(self, request: Request) -> int:
+        """Slots of a request that have not been given out."""
+        return self._num_slots[request.request_id] - request.num_output_tokens
 
     def _skipped(self, request_id: str) -> int:
         """Rows of a request, from its first on, that a denoising step need not compute."""
@@ -120,10 +159,12 @@ class MaskedDiffusionScheduler(Scheduler):
         self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
     ) -> dict[int, EngineCoreOutputs]:
         """Send the report so far along with the tokens of a request that goes on."""
-        for request_id, slots in scheduler_output.scheduled_spec_decode_tokens.items():
+        drafts = scheduler_output.scheduled_spec_decode_tokens
+        for request_id, num_asked in self._num_asked.items():
             index = model_runner_output.req_id_to_index[request_id]
             decided = model_runner_output.sampled_token_ids
-            self._reports.decide(request_id, len(slots), len(decided[index]) if decided else 0)
+            self._reports.decide(request_id, num_asked, len(decided[index]) if decided else 0)
+            drafts[request_id] = [0] * num_asked  # vLLM rewinds by those that were not decided
         updates = super().update_from_output(scheduler_output, model_runner_output)
         for update in updates.values():
             for output in update.outputs:
@@ -144,7 +185,7 @@ class MaskedDiffusionScheduler(Scheduler):
 
     def _preempt_request(self, request: Request, *args: Any, **kwargs: Any) -> None:
         """A preempted request starts over with a prompt pass."""
-        self._last_step.pop(request.request_id, None)
+        self._is_denoising.discard(request.request_id)
         self._is_computed.discard(request.request_id)
         request.mm_features = self._media[request.request_id]
         self._reports.requeue(request.request_id)
@@ -152,8 +193,9 @@ class MaskedDiffusionScheduler(Scheduler):
 
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
         """Forget a finished request; its report goes where a KV transfer would be announced."""
-        self._last_step.pop(request.request_id, None)
+        self._is_denoising.discard(request.request_id)
         self._is_computed.discard(request.request_id)
+        self._order.leave(request.request_id)
         self._num_slots.pop(request.request_id, None)
         self._num_streams.pop(request.request_id, None)
         self._constant_rows.pop(request.request_id, None)

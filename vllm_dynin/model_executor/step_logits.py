@@ -14,6 +14,7 @@ from vllm_dynin.canvas import GuidanceForm
 from vllm_dynin.model_executor.head import RestrictedHead
 from vllm_dynin.sampling.columns import Columns
 from vllm_dynin.sampling.guidance import guide
+from vllm_dynin.sizing import LOGIT_ELEMENTS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +74,7 @@ class StepLogits:
         wanted: one entry per denoising request, in batch order.
     """
 
-    max_elements: ClassVar[int] = 1 << 26
-    """Logits held at a time (128 MiB in bfloat16): 484 rows of the whole 138,752 columns."""
+    max_elements: ClassVar[int] = LOGIT_ELEMENTS
 
     def __init__(self, head: RestrictedHead, hidden_TD: Tensor, wanted: list[WantedRows]) -> None:
         self._head, self.hidden_TD, self._wanted = head, hidden_TD, wanted

@@ -42,7 +42,7 @@ def omni(omni_folder: Path) -> Iterator[LLM]:
 
 @pytest.fixture(scope="session")
 def tight(omni_folder: Path) -> Iterator[LLM]:
-    """An engine in which requests take turns, are preempted, and lose media from the cache.
+    """An engine in which requests wait for one another and lose media from the cache.
 
     Budget, KV cache and encoder cache hold one or two of the larger requests.
     """

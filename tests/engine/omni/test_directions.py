@@ -1,7 +1,7 @@
 """Every direction is answered as the reference driver answers it, whatever shares the engine."""
 
 import pytest
-from helpers.engines import counted_preemptions
+from helpers.engines import preempting
 from helpers.omni_mix import expected, mixed_directions, plan_of, run, tokens_of
 
 from vllm_dynin.canvas import Task
@@ -59,6 +59,6 @@ def test_alone(omni, cases, answers):
 
 
 def test_turns_and_preemption(tight, cases, answers):
-    with counted_preemptions(tight) as preempted:
+    with preempting(tight) as preempted:
         assert tokens_of(run(tight, cases)) == answers
     assert len(preempted) >= 10

@@ -5,7 +5,7 @@ import io
 
 import pytest
 import soundfile
-from helpers.engines import counted_preemptions
+from helpers.engines import preempting
 from helpers.omni_media import MediaRequests, clip, photograph, recording, run_media
 from helpers.omni_mix import TEXT_BLOCK, case_of, expected, run, tokens_of
 
@@ -119,7 +119,7 @@ def test_codes_survive_preemption_and_eviction(tight, omni_reference, requests, 
         )
         for number in range(16)
     ]
-    with counted_preemptions(tight) as preempted:
+    with preempting(tight) as preempted:
         found = tokens_of(run_media(tight, [*many, *cases, *many]))
     assert len(preempted) >= 3
     answers = [expected(omni_reference, case.written) for case in [*many, *cases]]
