@@ -64,16 +64,9 @@ class MaskedDiffusionState(ModelState):
         return ("generate",)
 
     def custom_sampler(self, sampler: Any) -> tuple[Any, Any]:
-<<<<<<< HEAD
-        """Replace vLLM's sampler; there is no rejection sampling."""
-        return MaskedDiffusionSampler(self.denoising, self.device, sampler), None
-=======
         """Replace vLLM's sampler; there is no rejection sampling, and no grammar."""
-        from vllm_dynin.model_executor.engine_sampler import MaskedDiffusionSampler
-
         own_no_grammars()
-        return MaskedDiffusionSampler(self, sampler), None
->>>>>>> cad28d0 ([Engine] Start as a GPU starts: small draft buffers, fewer requests, no grammars, no full graphs; admission reserves the whole request)
+        return MaskedDiffusionSampler(self.denoising, self.device, sampler), None
 
     def initialize_kv_cache(self, kv_cache_config: Any, block_tables: BlockTables) -> None:
         """Note the rows of a KV block, and how many one entry of a block table stands for."""
