@@ -10,8 +10,11 @@ plain PyTorch.
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
+from vllm.compilation.decorators import support_torch_compile
 from vllm.config import VllmConfig
 from vllm.model_executor.layers.activation import SiluAndMul
 from vllm.model_executor.layers.attention import Attention
@@ -110,11 +113,16 @@ class Block(nn.Module):
         return hidden_TD + self.ff_out(self.activation(gated))[0]
 
 
+# Compiled where that is asked for (`--compilation-config '{"mode": 3}'`), and plain otherwise. This
+# class alone: what surrounds it prepares each step in Python.
+@support_torch_compile(dynamic_arg_dims={"ids_T": 0, "positions_T": 0})
 class BidirectionalTransformer(nn.Module):
     """Token table, blocks and final norm: ids in, hidden states out."""
 
-    def __init__(self, config: LLaDAConfig, vllm_config: VllmConfig, prefix: str) -> None:
+    # By keyword only: the decorator goes through positional arguments.
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str) -> None:
         super().__init__()
+        config = cast(LLaDAConfig, vllm_config.model_config.hf_config)
         self.wte = VocabParallelEmbedding(
             config.vocab_size,
             config.d_model,

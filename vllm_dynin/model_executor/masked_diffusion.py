@@ -40,7 +40,9 @@ class MaskedDiffusionLM(nn.Module):
         config = cast(LLaDAConfig, vllm_config.model_config.hf_config)
         self.config = config
         self.is_quantized = vllm_config.quant_config is not None
-        self.transformer = BidirectionalTransformer(config, vllm_config, f"{prefix}transformer")
+        self.transformer = BidirectionalTransformer(
+            vllm_config=vllm_config, prefix=f"{prefix}transformer"
+        )
         self.lm_head = ParallelLMHead(
             config.vocab_size,
             config.d_model,
