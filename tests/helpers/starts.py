@@ -10,7 +10,9 @@ import random
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from vllm import LLM
+from vllm.v1.outputs import LogprobsTensors
 
 from helpers.request_mix import Case, random_prompt
 from helpers.tiny_checkpoint import random_tensors, tiny_config
@@ -29,7 +31,7 @@ STARTED: dict[str, Any] = {
     "skip_tokenizer_init": True,
     "disable_log_stats": True,
 }
-"""What every start has in common; neither `enforce_eager` nor `max_num_seqs` nor a KV cache size."""
+"""What every start has in common; neither `enforce_eager` nor `max_num_seqs` nor a KV cache."""
 
 COMPILED: dict[str, Any] = {"compilation_config": {"mode": 3}}
 EAGER: dict[str, Any] = {"enforce_eager": True}
@@ -64,8 +66,22 @@ def runner_of(llm: LLM) -> Any:
 
 
 def warm_up(llm: LLM) -> None:
-    """VLLM's warm-up of its kernels, which the CPU worker of 0.32 leaves out and a GPU's runs."""
+    """VLLM's warm-up of its kernels, which the CPU worker of 0.32 leaves out and a GPU's runs.
+
+    One function is computed by PyTorch: Triton was imported before its interpreter was switched on,
+    and so cannot run reductions in this process. It gets what it would get, sizes included.
+    """
     from vllm.v1.worker.gpu.warmup import warmup_kernels
 
     worker = llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker
-    warmup_kernels(worker.model_runner, worker.execute_model, worker.sample_tokens)
+    with mock.patch("vllm.v1.worker.gpu.sample.prompt_logprob.compute_topk_scores", _topk_scores):
+        warmup_kernels(worker.model_runner, worker.execute_model, worker.sample_tokens)
+
+
+def _topk_scores(
+    logits: Tensor, num_logprobs: int, sampled_token_ids: Tensor, *args: Any, **kwargs: Any
+) -> LogprobsTensors:
+    top = logits.topk(num_logprobs).indices
+    ids = torch.cat((sampled_token_ids.unsqueeze(-1), top), dim=1)  # of as many rows
+    logprobs = logits.float().log_softmax(-1).gather(-1, ids)
+    return LogprobsTensors(ids, logprobs, torch.zeros(len(ids), dtype=torch.int64))

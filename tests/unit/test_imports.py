@@ -37,7 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "requests": BASE | {"processors", "sampling", "defaults", "planning", "codec_runner"},
     "reference": BASE | {"checkpoint", "kernels", "sampling", "processors", "defaults", "planning"},
     "compat": BASE | {"kernels", "processors"},
-    "sizing": BASE | {"checkpoint"},
+    "sizing": BASE | {"checkpoint", "sampling"},
     "model_executor": BASE
     | {"report", "step_counts", "checkpoint", "kernels", "kv_memory", "sampling", "processors"}
     | {"defaults", "planning", "compat", "sizing"},

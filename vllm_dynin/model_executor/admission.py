@@ -32,7 +32,7 @@ from vllm_dynin.tokens import Vocabulary
 
 if TYPE_CHECKING:
     from vllm import PoolingParams, SamplingParams
-    from vllm.config import VllmConfig
+    from vllm.config import ParallelConfig, VllmConfig
     from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
     from vllm.sampling_params import BeamSearchParams
     from vllm.v1.engine import EngineCoreRequest
@@ -64,32 +64,52 @@ class Limits:
     """Sizes of the running engine that bound a request.
 
     Args:
-        max_rows: rows of one request in a step, both streams.
+        max_model_len: rows of one request; vLLM fills a missing `max_tokens` in from it.
+        max_num_batched_tokens: rows of a step.
+        kv_rows: rows of the KV cache, in whole blocks.
         max_positions: positions the model was trained for, per stream.
         max_slots: widest canvas served.
-        max_model_len: vLLM's limit, from which it fills in a missing `max_tokens`.
         block_size: rows of one KV block.
     """
 
-    max_rows: int
+    max_model_len: int
+    max_num_batched_tokens: int
+    kv_rows: int
     max_positions: int
     max_slots: int
-    max_model_len: int
     block_size: int
+
+    @property
+    def max_rows(self) -> int:
+        """Rows of one request in a step, both streams."""
+        return min(self.max_model_len, self.max_num_batched_tokens, self.kv_rows)
 
     @classmethod
     def of(cls, vllm_config: VllmConfig) -> Limits:
         """Read the sizes out of vLLM's configuration."""
         model, scheduler = vllm_config.model_config, vllm_config.scheduler_config
         block_size = vllm_config.cache_config.block_size
-        kv_rows = ((vllm_config.cache_config.num_gpu_blocks or 1 << 30) - 1) * block_size
+        # The frontend adds the blocks of its engines up; a request lies in one of them.
+        num_blocks = vllm_config.cache_config.num_gpu_blocks or 1 << 30
+        num_blocks //= _num_engines(vllm_config.parallel_config)
+        kv_rows = (num_blocks - 1) * block_size
         return cls(
-            max_rows=min(model.max_model_len, scheduler.max_num_batched_tokens, kv_rows),
+            max_model_len=model.max_model_len,
+            max_num_batched_tokens=scheduler.max_num_batched_tokens,
+            kv_rows=kv_rows,
             max_positions=model.hf_config.max_sequence_length,
             max_slots=widest_canvas(vllm_config),
-            max_model_len=model.max_model_len,
             block_size=block_size,
         )
+
+
+def _num_engines(parallel: ParallelConfig) -> int:
+    """Engines that one frontend hands requests to, with data parallel."""
+    if parallel.data_parallel_external_lb:
+        return 1
+    if parallel.data_parallel_hybrid_lb:
+        return parallel.data_parallel_size_local
+    return parallel.data_parallel_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -336,6 +356,18 @@ def _check_num_slots(num_slots: int, limits: Limits) -> None:
         )
 
 
+def _sum_of(canvas: Canvas, layout: RowLayout) -> str:
+    """How the rows of a request come together, in words."""
+    parts = f"{canvas.num_prompt_tokens} prompt tokens and max_tokens={canvas.num_slots}"
+    if canvas.unconditional is None:
+        return parts
+    padding = layout.conditional_start - layout.unconditional_stop
+    return (
+        f"{parts}, {layout.unconditional_stop} for the second stream of guidance included, and "
+        f"{padding} up to a KV block"
+    )
+
+
 def check_rows(canvas: Canvas, limits: Limits) -> None:
     """Check that a canvas fits into a step of the engine.
 
@@ -347,13 +379,14 @@ def check_rows(canvas: Canvas, limits: Limits) -> None:
         ValueError: it does not.
     """
     _check_num_slots(canvas.num_slots, limits)
-    rows = RowLayout.of(canvas, limits.block_size).num_rows
-    if rows > limits.max_rows:
-        guided = ", the second stream of guidance included" if canvas.unconditional else ""
+    layout = RowLayout.of(canvas, limits.block_size)
+    if layout.num_rows > limits.max_rows:
         raise ValueError(
-            f"the request needs {rows} rows in a step ({canvas.num_prompt_tokens} prompt tokens "
-            f"and max_tokens={canvas.num_slots}{guided}) but {limits.max_rows} fit; ask for less, "
-            "or start with larger --max-model-len and --max-num-batched-tokens"
+            f"the request needs {layout.num_rows} rows in a step ({_sum_of(canvas, layout)}) but "
+            f"{limits.max_rows} fit: max_model_len is {limits.max_model_len}, a step holds "
+            f"{limits.max_num_batched_tokens} rows (max_num_batched_tokens), and the KV cache "
+            f"{limits.kv_rows}; ask for less, or start with larger --max-model-len and "
+            "--max-num-batched-tokens"
         )
     if canvas.max_position >= limits.max_positions:
         raise ValueError(

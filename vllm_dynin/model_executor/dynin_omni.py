@@ -32,6 +32,7 @@ class OmniMaskedDiffusionLM(MaskedDiffusionLM, SupportsMultiModal):  # type: ign
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         folders = CodecFolders.find(vllm_config.model_config.model, self.config)
+        self.media_folders = folders
         device = torch.device(vllm_config.device_config.device or "cpu")
         self.media = MediaCodecs(folders, device, self.config.vocabulary)
 

@@ -19,7 +19,9 @@ from vllm.v1.worker.gpu.model_states.interface import ModelState
 from vllm_dynin import compat
 from vllm_dynin.config import LLaDAConfig
 from vllm_dynin.model_executor import plan_transport
+from vllm_dynin.model_executor.canvas_width import widest_canvas
 from vllm_dynin.model_executor.engine_sampler import MaskedDiffusionSampler
+from vllm_dynin.model_executor.peak_memory import use_most_memory
 from vllm_dynin.model_executor.slot import DenoisingRequest, Slot
 from vllm_dynin.model_executor.step_logits import WantedRows
 from vllm_dynin.model_executor.trajectories import TrajectoryStore
@@ -127,6 +129,8 @@ class MaskedDiffusionState(ModelState):
         In place, because captured graphs read those buffers. The runner has computed KV slots from
         row numbers before, so positions are free to be what the model was trained on.
         """
+        if not self._block_size:  # no KV cache yet: vLLM measures how much memory is left for it
+            self._use_most_memory()
         self.denoising[:] = self._denoising_requests(input_batch)
         for request in self.denoising:
             rows = slice(request.first, request.first + request.slot.num_rows)
@@ -136,6 +140,17 @@ class MaskedDiffusionState(ModelState):
             request.slot.wanted_rows(request.wanted, request.first) for request in self.denoising
         ]
         return {}
+
+    def _use_most_memory(self) -> None:
+        if self.device.type == "cpu":  # where memory that comes free again is not measured
+            return
+        media = self.model_config.multimodal_config
+        use_most_memory(
+            self._lm,
+            max_rows=self.max_num_tokens,
+            max_slots=widest_canvas(self.vllm_config),
+            with_codecs=media is not None and not media.skip_mm_profiling,
+        )
 
     def _denoising_requests(self, batch: InputBatch) -> Iterator[DenoisingRequest]:
         if batch.num_draft_tokens_per_req is None:

@@ -8,7 +8,9 @@ import soundfile
 from helpers.engines import preempting
 from helpers.omni_media import MediaRequests, clip, photograph, recording, run_media
 from helpers.omni_mix import TEXT_BLOCK, case_of, expected, run, tokens_of
+from helpers.starts import runner_of
 
+from vllm_dynin.model_executor.peak_memory import use_most_memory
 from vllm_dynin.processors.assemble import PromptAssembler
 from vllm_dynin.processors.codecs.image import ImageCodec
 from vllm_dynin.sampling.params import DenoiseParams
@@ -208,3 +210,35 @@ def test_an_image_is_encoded_once(omni, requests, monkeypatch):
         [case([68]) | {"mm_processor_kwargs": {"resolution": 32}}], params(), use_tqdm=False
     )
     assert encoded == [1, 1]  # another size is another medium
+
+
+def test_profiling_runs_every_half_of_every_codec(omni, monkeypatch):
+    """At the largest size that fits a canvas; on a GPU the memory for it is then set aside."""
+    model = runner_of(omni).model
+    image, speech = model.media.image, model.media.speech
+    calls = []
+    for codec, name, size in (
+        (image, "encode_pixels", lambda pixels: tuple(pixels.shape)),
+        (image, "decode_pixels", lambda codes, height, width: (height, width)),
+        (speech.backend, "raw_units", lambda waveform: len(waveform)),
+        (speech.backend, "stream", lambda units, *rest, **kwargs: len(units)),
+    ):
+        original = getattr(codec, name)
+
+        def spy(*args, original=original, name=name, size=size, **kwargs):
+            calls.append((name, size(*args, **kwargs)))
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(codec, name, spy)
+    use_most_memory(model, max_rows=512, max_slots=300, with_codecs=True)
+    side = 17 * image.patch
+    seconds, rate = speech.backend.max_chunk_seconds, speech.backend.input_rate
+    assert calls == [
+        ("encode_pixels", (1, 3, side, side)),
+        ("decode_pixels", (side, side)),
+        ("raw_units", seconds * rate),
+        ("stream", 300),
+    ]
+    calls.clear()
+    use_most_memory(model, max_rows=512, max_slots=300, with_codecs=False)
+    assert not calls
