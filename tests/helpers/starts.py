@@ -9,7 +9,9 @@ from __future__ import annotations
 import random
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import torch
 from torch import Tensor
 from vllm import LLM
 from vllm.v1.outputs import LogprobsTensors
