@@ -4,9 +4,10 @@
     python packaging/compat/starts.py [--only SUBSTRING] [--out FILE.md]
 
 Run by the environment of `make venv` (vLLM 0.32) and, with rig.sh in front, on vLLM 0.33's own
-Python, whose worker also runs vLLM's warm-up. Each start is a process of its own: profiling, warm-up and no
-sizes but those of the case. Its answers are compared with the reference driver, token for token.
-TRITON_ALL=1 leaves the bookkeeping kernels in Triton's interpreter, as a GPU would compile them.
+Python, whose worker also runs vLLM's warm-up. Each start is a process of its own: profiling,
+warm-up and no sizes but those of the case. Its answers are compared with the reference driver,
+token for token. TRITON_ALL=1 leaves the bookkeeping kernels in Triton's interpreter, as a GPU
+would compile them.
 
 What a CPU cannot show: graphs are not captured, and the profile frees nothing it measures.
 """
