@@ -1,5 +1,7 @@
 """How an engine is configured: what is set, what is refused, and that registering is idempotent."""
 
+import os
+import pickle
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -7,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from helpers.engines import DEFAULTS, environment
 from vllm import EngineArgs, ModelRegistry
-from vllm.config import VllmConfig
+from vllm.config import CompilationMode, CUDAGraphMode, VllmConfig
 
 import vllm_dynin
 from vllm_dynin import compat
@@ -81,6 +83,21 @@ def test_rows_of_the_table_come_from_the_weights(checkpoint_folder):
             "--long-prefill-token-threshold would cut a denoising step",
         ),
         ({"attention_backend": "FLASHMLA"}, "FLASHMLA cannot attend in both directions; use one"),
+        (
+            {"attention_config": {"backend_per_kind": {"full_attention": "FLASHINFER"}}},
+            "FLASHINFER cannot attend in both directions",
+        ),
+        *(
+            (
+                {"compilation_config": {"cudagraph_mode": mode}, "enforce_eager": False},
+                f"cudagraph_mode {mode} replays whole forwards",
+            )
+            for mode in ("FULL", "FULL_DECODE_ONLY", "FULL_AND_PIECEWISE")
+        ),
+        (
+            {"compilation_config": {"mode": 1}, "enforce_eager": False},
+            "compilation mode 1 .* is not supported; use 0",
+        ),
     ],
 )
 def test_flags_that_are_refused(checkpoint_folder, options, message):
@@ -96,6 +113,68 @@ def test_the_v1_runner_is_refused(checkpoint_folder):
         ),
     ):
         EngineArgs(model=str(checkpoint_folder), **DEFAULTS).create_engine_config()
+
+
+def test_graphs_of_whole_forwards_are_refused_from_the_environment_too(checkpoint_folder):
+    with (
+        environment(VLLM_USE_BREAKABLE_CUDAGRAPH="1"),
+        pytest.raises(ValueError, match="VLLM_USE_BREAKABLE_CUDAGRAPH=1 replays whole forwards"),
+    ):
+        configure(checkpoint_folder)
+
+
+def test_batch_invariance_comes_without_those_graphs(checkpoint_folder, monkeypatch):
+    """VLLM turns them on with it where the variable is not set."""
+    monkeypatch.setenv("VLLM_USE_BREAKABLE_CUDAGRAPH", "")
+    monkeypatch.delenv("VLLM_USE_BREAKABLE_CUDAGRAPH")
+    with environment(VLLM_BATCH_INVARIANT="1"):
+        configure(checkpoint_folder)
+    assert os.environ["VLLM_USE_BREAKABLE_CUDAGRAPH"] == "0"
+
+
+def test_layers_run_by_fused_operations_where_nothing_is_said(checkpoint_folder):
+    config = configure(checkpoint_folder, enforce_eager=False)
+    compilation = config.compilation_config
+    assert compilation.mode == CompilationMode.NONE
+    assert "all" in compilation.custom_ops and "none" not in compilation.custom_ops
+    assert compilation.cudagraph_mode == CUDAGraphMode.NONE
+    assert config.attention_config.use_non_causal
+    assert config.kernel_config.enable_jit_warmup
+
+
+@pytest.mark.parametrize(
+    ("options", "slots"), [({}, 512), ({"diffusion_config": {"canvas_length": 100}}, 100)]
+)
+def test_the_widest_canvas_is_apart_from_the_draft_tokens(checkpoint_folder, options, slots):
+    config = configure(checkpoint_folder, **options)
+    assert config.num_speculative_tokens == 1
+    assert Limits.of(config).max_slots == slots
+    assert Limits.of(pickle.loads(pickle.dumps(config))).max_slots == slots
+
+
+def test_an_order_that_does_not_exist_is_refused(checkpoint_folder):
+    with (
+        environment(DYNIN_ORDER="longest"),
+        pytest.raises(ValueError, match="DYNIN_ORDER='longest'; set it to fcfs"),
+    ):
+        configure(checkpoint_folder)
+
+
+def test_two_orders_at_once_are_refused(checkpoint_folder):
+    with (
+        environment(DYNIN_ORDER="short"),
+        pytest.raises(ValueError, match="leave one of them out"),
+    ):
+        configure(checkpoint_folder, scheduling_policy="priority")
+
+
+def test_rows_of_the_kv_cache_are_those_of_one_engine(checkpoint_folder):
+    """The frontend of several engines adds their blocks up; a request lies in one of them."""
+    config = configure(checkpoint_folder)
+    config.cache_config.num_gpu_blocks = 4 * 9
+    assert Limits.of(config).kv_rows == 35 * 32
+    config.parallel_config.data_parallel_size = 4
+    assert Limits.of(config).kv_rows == 8 * 32
 
 
 def test_all_problems_are_told_at_once(checkpoint_folder):

@@ -108,7 +108,7 @@ def _num_engines(parallel: ParallelConfig) -> int:
     if parallel.data_parallel_external_lb:
         return 1
     if parallel.data_parallel_hybrid_lb:
-        return parallel.data_parallel_size_local
+        return max(1, parallel.data_parallel_size_local)
     return parallel.data_parallel_size
 
 
