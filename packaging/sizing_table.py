@@ -40,7 +40,7 @@ def one_gpu() -> list[str]:
         for ranks in (1, 2, 4, 8):
             for rows in BUDGETS:
                 seqs = sizing.default_requests(rows)
-                kv_rows = sizing.exact_blocks(rows, seqs, 16) * 16
+                kv_rows = sizing.exact_blocks(rows, seqs, 16, 4_096) * 16
                 cells = (
                     gib(sizing.weight_bytes(CONFIG, size, ranks)),
                     gib(kv_rows * sizing.kv_row_bytes(CONFIG, size, ranks)),

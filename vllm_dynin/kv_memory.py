@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from math import prod
-
-from vllm_dynin import checkpoint
+from vllm_dynin import sizing
 from vllm_dynin.config import LLaDAConfig
 
 BLOCK = 128
@@ -38,18 +36,8 @@ def kv_cache_bytes(
         block: rows of a KV block.
         num_ranks: that share the heads.
     """
-    longest = -(-request_rows // block)
-    useful = max(longest, -(-step_rows // block) + num_requests)  # each may leave one part full
-    blocks = min(num_requests * longest, useful)
-    rows = (blocks + 1) * block  # vLLM keeps one block empty
-    heads = max(1, config.n_kv_heads // num_ranks)
-    return rows * 2 * config.n_layers * heads * config.head_dim * element_bytes
-
-
-def weight_bytes(config: LLaDAConfig, element_bytes: int) -> int:
-    """Memory of the model's weights, in bytes over all ranks."""
-    shapes = checkpoint.expected_shapes(config, config.vocab_size)
-    return sum(map(prod, shapes.values())) * element_bytes
+    blocks = sizing.exact_blocks(step_rows, num_requests, block, request_rows)
+    return blocks * block * sizing.kv_row_bytes(config, element_bytes, num_ranks)
 
 
 def fitting(wanted: int, least: int, *, available: int, weights: int, num_ranks: int = 1) -> int:

@@ -33,13 +33,23 @@ def default_requests(max_num_batched_tokens: int) -> int:
     return min(max(twice, FEWEST_REQUESTS), MOST_REQUESTS)
 
 
-def exact_blocks(max_num_batched_tokens: int, max_num_seqs: int, block_size: int) -> int:
+def exact_blocks(
+    max_num_batched_tokens: int, max_num_seqs: int, block_size: int, max_model_len: int
+) -> int:
     """KV blocks that exact mode can make use of.
 
-    A step reads the KV of the rows it has just written, at most `max_num_batched_tokens`. Every
-    request may leave one block partly used, and vLLM keeps one block empty.
+    A step reads the KV of the rows it has just written, so rows beyond those of one step are of no
+    use; nor are more than all requests have at their longest.
+
+    Args:
+        max_num_batched_tokens: rows of the largest step.
+        max_num_seqs: requests that run at once.
+        block_size: rows of a KV block.
+        max_model_len: rows of the longest request.
     """
-    return ceil(max_num_batched_tokens / block_size) + max_num_seqs + 1
+    longest = ceil(max_model_len / block_size)
+    step = ceil(max_num_batched_tokens / block_size) + max_num_seqs  # each may leave one part full
+    return min(max_num_seqs * longest, max(longest, step)) + 1  # vLLM keeps one block empty
 
 
 def kv_row_bytes(config: LLaDAConfig, element_bytes: int, ranks: int = 1) -> int:
@@ -111,10 +121,11 @@ def engine_bytes(
     element_bytes: int,
     ranks: int = 1,
     block_size: int = 16,
+    max_model_len: int = 4096,
 ) -> int:
     """Bytes of one rank beside codecs and what CUDA and vLLM take themselves."""
     rows = max_num_batched_tokens
-    kv_rows = exact_blocks(rows, max_num_seqs, block_size) * block_size
+    kv_rows = exact_blocks(rows, max_num_seqs, block_size, max_model_len) * block_size
     most_at_once = max(
         forward_bytes(config, rows, element_bytes, ranks),
         sampler_bytes(element_bytes) + rows * config.d_model * element_bytes,

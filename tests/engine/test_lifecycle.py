@@ -163,9 +163,7 @@ def test_what_can_never_fit_is_refused_at_admission(checkpoint_folder, reference
         rng = random.Random(0)
         prompt = random_prompt(rng, reference.config, 256)
         params = DenoiseParams().to_sampling_params(max_tokens=33, temperature=0)
-        with pytest.raises(
-            VLLMValidationError, match=r"289 rows .* but 288 fit.* KV cache 288"
-        ):
+        with pytest.raises(VLLMValidationError, match=r"289 rows .* but 288 fit.* KV cache 288"):
             generate(llm, [Case(prompt, params)])
         params.max_tokens = 32
         case = Case(prompt, params)

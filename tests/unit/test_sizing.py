@@ -51,7 +51,7 @@ def test_default_requests(rows, requests):
 @pytest.mark.parametrize("block_size", [1, 16, 32, 128])
 def test_any_requests_that_fill_a_step_fit_the_blocks(block_size):
     """However their rows divide: 8,192 rows of 21 requests, each with a block partly used."""
-    blocks = sizing.exact_blocks(8192, 21, block_size)
+    blocks = sizing.exact_blocks(8192, 21, block_size, 4096)
     for longest in (1, 17, 389, 390, 391, 4096):
         rows, left = [], 8192
         while left and len(rows) < 21:

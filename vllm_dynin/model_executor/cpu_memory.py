@@ -16,7 +16,8 @@ from vllm.utils.cpu_resource_utils import get_allowed_cpu_list, get_memory_node_
 from vllm.utils.torch_utils import kv_cache_dtype_str_to_dtype
 
 from vllm_dynin.config import LLaDAConfig
-from vllm_dynin.kv_memory import GIB, PROCESSES, fitting, kv_cache_bytes, weight_bytes
+from vllm_dynin.kv_memory import GIB, PROCESSES, fitting, kv_cache_bytes
+from vllm_dynin.sizing import weight_bytes
 
 if TYPE_CHECKING:
     import torch

@@ -68,7 +68,13 @@ def cap_kv_cache() -> None:
             scheduler = vllm_config.scheduler_config
             rows = scheduler.max_num_batched_tokens
             available_memory = [
-                _capped(specs, memory, rows, scheduler.max_num_seqs)
+                _capped(
+                    specs,
+                    memory,
+                    rows,
+                    scheduler.max_num_seqs,
+                    vllm_config.model_config.max_model_len,
+                )
                 for specs, memory in zip(kv_cache_specs, available_memory, strict=True)
             ]
         return original(vllm_config, kv_cache_specs, available_memory, *args)
@@ -77,10 +83,12 @@ def cap_kv_cache() -> None:
     core.get_kv_cache_configs = get_kv_cache_configs
 
 
-def _capped(specs: dict[str, Any], memory: int, rows: int, max_num_seqs: int) -> int:
+def _capped(
+    specs: dict[str, Any], memory: int, rows: int, max_num_seqs: int, max_model_len: int
+) -> int:
     """Bytes for the KV cache of one worker, given its layers and what is free."""
     block_size = max(spec.block_size for spec in specs.values())
-    blocks = sizing.exact_blocks(rows, max_num_seqs, block_size)
+    blocks = sizing.exact_blocks(rows, max_num_seqs, block_size, max_model_len)
     wanted = blocks * sum(spec.page_size_bytes for spec in specs.values())
     if wanted < memory:
         logger.info(
