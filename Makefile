@@ -3,14 +3,16 @@
 
 PYTHON ?=
 VENV ?= .venv
+# Where test-newest and compat keep their environments; not in the repository.
+COMPAT ?= .compat
 ARGS ?=
 # `gpu` and `weights` need what most machines lack; `slow` is for `make test-all`.
 QUICK := not gpu and not weights and not slow
 BIN = $(VENV)/bin
 
-export PYTHON
+export PYTHON COMPAT
 
-.PHONY: help venv judges demo test test-all lint format bench wheel clean
+.PHONY: help venv judges demo test test-all test-newest compat digest gpu lint format bench wheel clean
 
 help:
 	@echo "make demo      start the engine and answer real requests   (ARGS=... is passed on)"
@@ -20,6 +22,10 @@ help:
 	@echo "make format    let ruff rewrite the files, and renew the tables of README and docs"
 	@echo "make bench     the benchmarks, one after the other"
 	@echo "make wheel     dist/vllm_dynin-….whl, to install elsewhere (docs/install.md)"
+	@echo "make gpu       the tests that need a GPU, in at most eight minutes, with a log"
+	@echo "make test-newest  unit tests with the newest of every dependency, in an environment of their own"
+	@echo "make compat    the engine's tests on the newest vLLM, without a GPU (9 GB; PARTS=... for some)"
+	@echo "make digest    record the signatures that both vLLMs have of what this package touches"
 	@echo "make venv      only the environment, in $(VENV)"
 	@echo "make judges    the judges of quality figures into it (requirements/eval.lock)"
 	@echo "make clean     remove caches and build output (the environment stays)"
@@ -38,6 +44,19 @@ test: venv
 
 test-all: venv
 	$(BIN)/python -m pytest -m "not gpu and not weights" $(ARGS)
+
+test-newest:
+	@bash packaging/compat/newest.sh $(ARGS)
+
+compat:
+	@bash packaging/compat/compat.sh
+
+digest: venv
+	@bash packaging/compat/rig.sh
+	$(BIN)/python packaging/compat/signatures.py renew $$($(BIN)/python -c 'import vllm, pathlib; print(pathlib.Path(vllm.__file__).parents[1])') $(COMPAT)/vllm33/site
+
+gpu:
+	@bash packaging/gpu_checks.sh
 
 lint: venv
 	$(BIN)/ruff check .

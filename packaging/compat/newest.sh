@@ -2,7 +2,7 @@
 # The unit tests with the newest release of every dependency that pyproject.toml allows. For once a week:
 # a range without an upper end is a promise about releases that do not exist yet.
 #
-#   [COMPAT=.compat] [PYTHON=python3.13] bash packaging/compat/newest.sh [PYTEST OPTIONS…]
+#   [COMPAT=.compat] [NEWEST_PYTHON=python3.13] bash packaging/compat/newest.sh [PYTEST OPTIONS…]
 #
 # Makes COMPAT/newest/env anew when it is older than six days (FRESH=1: always), with the newest Python that
 # the package allows, because that is where the newest releases are; runs tests/unit and tests/parity; and
@@ -19,7 +19,7 @@ python=$base/env/bin/python
 
 make_environment() {
     local chosen log=$base/install.log
-    chosen=${PYTHON:-$(find_python 3.13 3.12 3.11)}
+    chosen=${NEWEST_PYTHON:-$(find_python 3.13 3.12 3.11)}
     rm -rf "$base/env" "$base/.made"
     : > "$log"
     "$chosen" -m venv "$base/env" || die "$chosen cannot make a virtual environment"

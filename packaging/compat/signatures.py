@@ -1,6 +1,7 @@
 """Does every override and every use of vLLM's internals fit each supported version of vLLM?
 
     python packaging/compat/signatures.py                check against the recorded digest
+    python packaging/compat/signatures.py sources        and against the installed sources
     python packaging/compat/signatures.py renew PLACE…   renew the digest from versions' sources
 
 PLACE is a wheel of vLLM, or a folder that holds `vllm/` (a site-packages). The digest holds, for
@@ -323,8 +324,13 @@ def main() -> int:
     """Exit status 1 and a line for each thing that does not fit."""
     if sys.argv[1:2] == ["renew"]:
         renew([Path(name) for name in sys.argv[2:]])
-    wrong = problems(all_touched(), recorded())
-    print("\n".join(wrong) or f"everything fits {', '.join(recorded())}")
+    found, versions = all_touched(), recorded()
+    if sys.argv[1:2] == ["sources"]:
+        sources = installed()
+        assert sources is not None, "no vLLM is installed here"
+        versions = versions | {f"{sources.version} (installed)": facts(found, sources)}
+    wrong = problems(found, versions)
+    print("\n".join(wrong) or f"everything fits {', '.join(versions)}")
     return bool(wrong)
 
 
