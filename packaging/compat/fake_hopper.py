@@ -2,8 +2,8 @@
 
     import fake_hopper; fake_hopper.pretend("H200")
 
-before anything else of vLLM, with the CUDA wheel of vLLM and a CUDA build of torch. For imports,
-engine configurations and model constructors: nothing can be launched. `hopper.sh` runs what uses it.
+before anything else of vLLM, with its CUDA wheel and a CUDA build of torch. For imports, engine
+configurations and model constructors: nothing can be launched. `hopper.sh` runs what uses it.
 """
 
 from __future__ import annotations

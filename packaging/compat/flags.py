@@ -1,7 +1,7 @@
 """What flags of `vllm serve` make of this family on GPUs, asked of vLLM without one.
 
-    python packaging/compat/flags.py [--gpu H100] [--only TEXT]     print the table
-    python packaging/compat/flags.py write PRINTED docs/gpu.md      put what was printed into the page
+    python packaging/compat/flags.py [--gpu H100] [--only TEXT]   print the table
+    python packaging/compat/flags.py write PRINTED docs/gpu.md    put what was printed into it
 
 Each row is a command line: the engine configuration is made as the server makes it, and then the
 model is constructed and its weights are loaded, on a platform that says it is that GPU
