@@ -62,10 +62,12 @@ def start_llm(folder: Path, **options: Any) -> Iterator[LLM]:
     """An `LLM` on a checkpoint.
 
     Its core runs in this process, which starts three times faster and lets tests look inside.
-    Engines with processes of their own are `start_async` and the server of conftest.py.
+    Engines with processes of their own are `start_async` and the server of conftest.py. An option
+    that is None is left to vLLM, whatever `DEFAULTS` says.
     """
+    chosen = {name: value for name, value in (DEFAULTS | options).items() if value is not None}
     with environment(VLLM_ENABLE_V1_MULTIPROCESSING="0"):
-        _KEPT.append(LLM(str(folder), **(DEFAULTS | options)))
+        _KEPT.append(LLM(str(folder), **chosen))
     yield _KEPT[-1]
 
 

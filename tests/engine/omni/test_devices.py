@@ -49,8 +49,7 @@ def start(omni_folder: Path) -> Iterator[Start]:
         def engine(**options: Any) -> Any:
             key = repr(options)
             if key not in started:
-                chosen = {name: value for name, value in options.items()}
-                started[key] = stack.enter_context(start_llm(omni_folder, **chosen))
+                started[key] = stack.enter_context(start_llm(omni_folder, **options))
             return started[key]
 
         yield engine
