@@ -61,9 +61,14 @@ ROWS = (
     Row("-cc.mode=3", options={"compilation_config": {"mode": 3}}),
     Row("-cc.cudagraph_mode=NONE", options=graphs("NONE")),
     Row("-cc.cudagraph_mode=PIECEWISE", options=graphs("PIECEWISE")),
-    Row("-cc.cudagraph_mode=FULL", "graph", graphs("FULL")),
-    Row("VLLM_USE_BREAKABLE_CUDAGRAPH=1", "graph", {}, {"VLLM_USE_BREAKABLE_CUDAGRAPH": "1"}),
-    Row("VLLM_BATCH_INVARIANT=1", "graph", {}, {"VLLM_BATCH_INVARIANT": "1"}),
+    Row("-cc.cudagraph_mode=FULL", "replays whole forwards", graphs("FULL")),
+    Row(
+        "VLLM_USE_BREAKABLE_CUDAGRAPH=1",
+        "replays whole forwards",
+        {},
+        {"VLLM_USE_BREAKABLE_CUDAGRAPH": "1"},
+    ),
+    Row("VLLM_BATCH_INVARIANT=1", environment={"VLLM_BATCH_INVARIANT": "1"}),
     Row("--attention-backend FLASH_ATTN", options={"attention_backend": "FLASH_ATTN"}),
     Row("--attention-backend TRITON_ATTN", options={"attention_backend": "TRITON_ATTN"}),
     Row("--attention-backend FLEX_ATTENTION", options={"attention_backend": "FLEX_ATTENTION"}),
@@ -184,6 +189,10 @@ def try_row(row: Row, folder: Path, gpu: str) -> tuple[str, str | None]:
         f"{compilation.mode.name}, {compilation.cudagraph_mode.name}",
     )
     wrong = None if row.refused is None else f"{row.flags} was accepted"
+    with variables(row.environment):
+        breakable = os.environ.get("VLLM_USE_BREAKABLE_CUDAGRAPH", "0") not in ("", "0")
+    if breakable or compilation.cudagraph_mode.has_full_cudagraphs():
+        wrong = wrong or f"{row.flags} would replay whole forwards, which gives wrong tokens"
     return f"| {' | '.join(cells)} |", wrong
 
 

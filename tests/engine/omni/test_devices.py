@@ -16,10 +16,14 @@ import pytest
 import torch
 from helpers.devices import DEVICES, on_device
 from helpers.engines import start_llm
-from helpers.omni_mix import expected, mixed_directions, plan_of, run, tokens_of
+from helpers.omni_mix import Heads, case_of, expected, mixed_directions, plan_of, run, tokens_of
+from helpers.request_mix import Case
 
 from vllm_dynin.canvas import Task
+from vllm_dynin.config import DyninOmniConfig
+from vllm_dynin.processors.templates import DIRECTIONS
 from vllm_dynin.reference.backbone import load_reference
+from vllm_dynin.tokens import Modality
 
 NUM_CASES = 20
 ON_A_GPU: dict[str, Any] = {
@@ -34,8 +38,9 @@ ON_A_GPU: dict[str, Any] = {
 }
 FP32 = ON_A_GPU | {"dtype": "float32", "attention_config": {"backend": "TRITON_ATTN"}}
 BF16 = ON_A_GPU | {"dtype": "bfloat16", "attention_config": {"backend": "FLASH_ATTN"}}
-AGREEMENT = 0.9
-"""Share of equal tokens that bfloat16 has to reach; matrix products depend on the batch there."""
+AGREEMENT = 0.85
+"""Share of equal tokens that bfloat16 has to reach: its logits tie within rounding, and another
+order of summing, or other rows beside them, decides such a tie otherwise."""
 
 Start = Callable[..., Any]
 
@@ -71,11 +76,12 @@ def reference_on(folder: Path, device: torch.device, dtype: torch.dtype):
 def test_the_reference_driver_says_the_same_everywhere(
     omni_folder, omni_reference, cases, device
 ) -> None:
-    """In float32 its tokens on a GPU, and in float64 on any device, are those of the CPU."""
+    """Greedy tokens: in float32 on a GPU, and in float64 on a CPU, those of float32 on a CPU."""
     where = on_device(device)
     dtype = torch.float32 if device == "cuda" else torch.float64
     model = reference_on(omni_folder, where, dtype)
-    few = [case for case in cases if case.params.extra_args.get("dynin_parity") != "reference"][:6]
+    few = [case for case in cases if case.params.temperature == 0][: 2 if device == "cpu" else None]
+    assert len(few) >= 2
     assert [expected(model, c) for c in few] == [expected(omni_reference, c) for c in few]
 
 
@@ -83,30 +89,50 @@ def test_the_reference_driver_says_the_same_everywhere(
 def test_float32_is_token_for_token(request, omni_folder, cases, start, device) -> None:
     where = on_device(device)
     llm = request.getfixturevalue("omni") if device == "cpu" else start(**FP32)
+    cases = cases[: len(Task)] if device == "cpu" else cases  # each direction once; more elsewhere
     model = reference_on(omni_folder, where, torch.float32)
     answers = [expected(model, case) for case in cases]
     assert tokens_of(run(llm, cases)) == answers  # all at once
     assert tokens_of(run(llm, cases[3:4])) == answers[3:4]  # alone
 
 
+def one_step_cases(config: DyninOmniConfig) -> list[Case]:
+    """Every direction decided in one step: no token depends on another that has differed."""
+    heads = Heads(config, 4)
+    found = []
+    for task in Task:
+        options: dict[str, Any] = {"steps": 1, "guidance_scale": 0.0}
+        max_tokens = None
+        if DIRECTIONS[task].output is Modality.IMAGE:
+            options |= {"width": 96, "height": 96}
+            if task is Task.TEXT_IMAGE_TO_TEXT_IMAGE:
+                options["text_tokens"] = 20
+        else:
+            max_tokens = options["block_length"] = 24
+        head = heads.head(task)
+        found.append(
+            case_of(head, options, max_tokens=max_tokens, temperature=0.0, ignore_eos=True)
+        )
+    return found
+
+
 @pytest.mark.parametrize("device", DEVICES)
-def test_bfloat16_agrees(omni_folder, cases, start, device) -> None:
-    """The share of equal tokens, printed; every answer has the length it was asked for."""
+def test_bfloat16_agrees(omni_folder, omni_reference, start, device) -> None:
+    """The share of equal tokens where none depends on another; printed."""
     where = on_device(device)
     if device == "cpu":
         options = {"max_model_len": 640, "max_num_seqs": 32, "max_num_batched_tokens": 640}
         llm = start(dtype="bfloat16", num_gpu_blocks_override=256, **options)
     else:
         llm = start(**BF16)
-    few = [case for case in cases if case.params.temperature == 0]
+    few = one_step_cases(omni_reference.config)
     model = reference_on(omni_folder, where, torch.bfloat16)
-    answers = [expected(model, case) for case in few]
-    found = tokens_of(run(llm, few))
     pairs = [
-        (ours, theirs)
-        for answer, other in zip(found, answers, strict=True)
-        for ours, theirs in zip(answer, other, strict=False)
+        pair
+        for case, answer in zip(few, tokens_of(run(llm, few)), strict=True)
+        for pair in zip(answer, expected(model, case), strict=True)
     ]
+    assert len(pairs) > 200 and len(set(pairs)) > 100
     share = sum(ours == theirs for ours, theirs in pairs) / len(pairs)
     print(f"bfloat16 on {device}: {share:.4f} of {len(pairs)} tokens equal the reference driver's")
     assert share >= AGREEMENT
