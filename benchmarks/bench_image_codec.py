@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
+from vllm_dynin.processors.codecs.group_norm import GroupNorm
 from vllm_dynin.processors.codecs.image import ImageCodec
 from vllm_dynin.processors.codecs.magvit import Magvit, MagvitConfig
 
@@ -125,6 +126,31 @@ def layouts(repeats: int) -> dict[str, float]:
     return best
 
 
+def norms(repeats: int) -> dict[str, float]:
+    """Encoding 336 with PyTorch's group norm and with ours by turns: what being right costs."""
+    torch.set_num_threads(1)
+    taken: dict[str, list[float]] = {"PyTorch's": [], "ours": []}
+    codec = ImageCodec.from_config(MagvitConfig())
+    pixels = torch.rand(1, 3, 336, 336) * 2 - 1
+    ours = GroupNorm._channels_last
+
+    def theirs(norm: GroupNorm, x: torch.Tensor, swish: bool) -> torch.Tensor:
+        y = torch.nn.GroupNorm.forward(norm, x)
+        return F.silu(y, inplace=True) if swish else y
+
+    try:
+        for _ in range(repeats + 1):
+            for name, kernel in (("PyTorch's", theirs), ("ours", ours)):
+                GroupNorm._channels_last = kernel  # type: ignore[method-assign]
+                taken[name].append(seconds(lambda: codec.latents(pixels), 1))
+    finally:
+        GroupNorm._channels_last = ours  # type: ignore[method-assign]
+    best = {name: min(times[1:]) for name, times in taken.items()}
+    told = ", ".join(f"{name} {value:.2f} s" for name, value in best.items())
+    print(f"encode 336, 1 thread, group norm: {told}")
+    return best
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
@@ -137,6 +163,7 @@ def main() -> None:
         "torch": torch.__version__,
         "runs": [measure(codec, threads, options.repeats) for threads in options.threads],
         "layouts": layouts(options.repeats),
+        "norms": norms(options.repeats),
     }
     if options.json:
         with open(options.json, "w", encoding="utf-8") as file:

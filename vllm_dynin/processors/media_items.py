@@ -16,12 +16,14 @@ from PIL import Image
 from vllm.multimodal.media.base import MediaWithBytes
 from vllm.multimodal.parse import (
     AudioProcessorItems,
+    ImageProcessorItems,
     ModalityDataItems,
     MultiModalDataParser,
     ProcessorBatchItems,
 )
 
 from vllm_dynin.processors.codecs.audio_io import load_audio
+from vllm_dynin.processors.codecs.image_io import open_image
 from vllm_dynin.processors.codecs.limits import MediaError
 from vllm_dynin.processors.codecs.video import OpenedVideo
 from vllm_dynin.processors.media import AUDIO_RATE
@@ -46,6 +48,14 @@ class VideoItems(ProcessorBatchItems[OpenedVideo | None]):
 class MediaParser(MultiModalDataParser):
     """VLLM's parser, with files and our readers' results among what it takes."""
 
+    def _parse_image_data(self, data: Any) -> ModalityDataItems[Any, Any] | None:
+        # VLLM's own converts every mode to RGB with Pillow, which makes 16 bits white.
+        if data is None:
+            return None
+        return ImageProcessorItems(
+            [None if one is None else _picture(one) for one in _one_by_one(data)]
+        )
+
     def _parse_video_data(self, data: Any) -> ModalityDataItems[Any, Any] | None:
         if data is None:
             return None
@@ -57,6 +67,33 @@ class MediaParser(MultiModalDataParser):
         return AudioProcessorItems(
             [None if sound is None else _heard(sound) for sound in _recordings(data)]
         )
+
+
+def _one_by_one(pictures: Any) -> Sequence[Any]:
+    """One picture or several, as several."""
+    if isinstance(pictures, list | tuple):
+        return pictures
+    if isinstance(pictures, np.ndarray | torch.Tensor) and pictures.ndim == 4:
+        return list(pictures)
+    return [pictures]
+
+
+def _picture(picture: Any) -> Any:
+    """A picture of `multi_modal_data`, opened: RGB, and so known to vLLM's caches by its pixels.
+
+    Raises:
+        MediaError: something else, or it cannot be used.
+    """
+    if isinstance(picture, MediaWithBytes):  # of our reader, which has opened it
+        return picture
+    if isinstance(picture, torch.Tensor):
+        picture = picture.detach().cpu().numpy()
+    if not isinstance(picture, Image.Image | bytes | bytearray | memoryview | Path | np.ndarray):
+        raise MediaError(
+            f"a picture of multi_modal_data is a {type(picture).__name__}; give a PIL image, a "
+            "file's bytes, a pathlib.Path or uint8 pixels [H, W, 3]"
+        )
+    return open_image(picture)
 
 
 def _videos(data: Any) -> Sequence[Any]:

@@ -7,6 +7,7 @@ what opening a picture costs.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -22,12 +23,18 @@ from vllm_dynin.processors.codecs.limits import MediaError, MediaLimits
 FORMATS = (
     *("JPEG", "PNG", "GIF", "BMP", "PPM", "WEBP", "TIFF", "AVIF", "JPEG2000", "ICO", "CUR", "ICNS"),
     *("DIB", "TGA", "QOI", "PSD", "DDS", "PCX", "DCX", "SGI", "SUN", "XBM", "XPM", "MSP", "FITS"),
-    *("BLP", "FTEX", "IM", "PIXAR", "SPIDER", "GBR", "FLI"),
+    *("BLP", "FTEX", "PIXAR", "SPIDER", "GBR", "FLI"),
 )
 """What is read: Pillow's readers that decode in this process. It has more, among them EPS, which
 starts Ghostscript. Those that Pillow loads anyway are first."""
 
 _JPEG_SCALES = (2, 4, 8)
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+"""Of a JPEG's segment, between scans. Within one, 0xff is followed by 0 or a restart's number."""
+_END_OF_IMAGE = 0xD9
+_LONGEST_SEGMENT = 1 << 17
+_PNG_DEPTH = 24
+"""Where a PNG states its bits a sample."""
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -84,9 +91,11 @@ def opened(stream: BinaryIO, limits: MediaLimits) -> Iterator[Image.Image]:
         finally:
             ImageFile.LOAD_TRUNCATED_IMAGES = False
         check_size(image.size, limits)
-        if isinstance(image, JpegImageFile):
-            with _as_refusals():
+        with _as_refusals():
+            if isinstance(image, JpegImageFile):
                 _prepare_jpeg(image, limits)
+            elif image.format == "PNG":
+                _scale_transparency(image, stream)
         yield image
     finally:
         Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = before
@@ -232,18 +241,43 @@ def _prepare_jpeg(image: JpegImageFile, limits: MediaLimits) -> None:
         image.draft("RGB", (max(1, width // scale), max(1, height // scale)))
     assert image.fp is not None
     at = image.fp.tell()  # behind the head of the first scan
-    if image.fp.seek(0, os.SEEK_END) <= at:
+    end = image.fp.seek(0, os.SEEK_END)
+    if end <= at:
         raise MediaError("the image is damaged: nothing but the header of a JPEG came")
-    image.load_read = partial(_read_to_end, image.fp)  # type: ignore[method-assign]
+    end = _last_whole_segment(image.fp, at, end)
+    image.load_read = partial(_read_to_end, image.fp, end)  # type: ignore[method-assign]
 
 
-def _read_to_end(file: IO[bytes], count: int) -> bytes:
+def _last_whole_segment(file: IO[bytes], start: int, end: int) -> int:
+    """Where a JPEG ends, or the head of a further scan begins that is not there as a whole."""
+    start = max(start, end - _LONGEST_SEGMENT)
+    file.seek(start)
+    tail = file.read()
+    *_, marker = (-1, *(found.start() for found in _MARKER.finditer(tail)))
+    if marker < 0 or tail[marker + 1] == _END_OF_IMAGE:
+        return end
+    length = int.from_bytes(tail[marker + 2 : marker + 4], "big")
+    is_whole = marker + 4 <= len(tail) and marker + 2 + length <= len(tail)
+    return end if is_whole else start + marker
+
+
+def _read_to_end(file: IO[bytes], end: int, count: int) -> bytes:
     """Bytes of a JPEG and, where its end is missing, a marker of the end.
 
     A browser shows a photo that is cut off, grey where nothing came; told of the end, so does
     libjpeg. (Pillow's LOAD_TRUNCATED_IMAGES does this too, and hides every other error.)
     """
-    return file.read(count) or b"\xff\xd9"
+    return file.read(min(count, max(0, end - file.tell()))) or b"\xff\xd9"
+
+
+def _scale_transparency(image: Image.Image, stream: BinaryIO) -> None:
+    """Bring the transparent grey of a PNG of 1, 2 or 4 bits to 8, as Pillow brings its pixels."""
+    clear, position = image.info.get("transparency"), stream.tell()
+    stream.seek(_PNG_DEPTH)
+    depth = stream.read(1)[0]
+    stream.seek(position)
+    if image.mode in ("1", "L") and isinstance(clear, int) and depth < 8:
+        image.info["transparency"] = clear * 255 // ((1 << depth) - 1)
 
 
 def _upright(result: Image.Image, image: Image.Image) -> Image.Image:
