@@ -88,7 +88,7 @@ def register() -> None:
         "dynin", "vllm_dynin.entrypoints.reasoning", "DyninReasoningParser"
     )
     compat.hook_admission(_admission)
-    compat.keep_stated_lengths()
+    compat.keep_what_was_stated()
     cap_kv_cache()
     MEDIA_CONNECTOR_REGISTRY.register(compat.MEDIA_CONNECTOR)(GuardedMediaConnector)
 

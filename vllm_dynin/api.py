@@ -26,6 +26,7 @@ from vllm_dynin.processors.text_tokenizer import TextTokenizer
 from vllm_dynin.processors.thinking import split_thinking
 from vllm_dynin.report import Report, read_report
 from vllm_dynin.requests import Checkpoint, Prompt, Request, TextRequest
+from vllm_dynin.sampling.params import note_stated
 from vllm_dynin.trajectory import Trajectory
 
 if TYPE_CHECKING:
@@ -243,20 +244,19 @@ def _check(request: Request, prompt: Prompt, checkpoint: Checkpoint) -> None:
 
 def sampling_params(request: Request, prompt: Prompt) -> SamplingParams:
     """The sampling parameters of a request; its answer comes with a report."""
-    temperature = request.temperature
-    if temperature is None:
-        temperature = request.default_temperature
     options = msgspec.structs.replace(
         prompt.options, report=True, trajectory=request.trajectory or None
     )
     is_text = isinstance(request, TextRequest)
-    return options.to_sampling_params(
-        max_tokens=request.max_tokens,
-        temperature=temperature,
+    stated = {"max_tokens": request.max_tokens, "temperature": request.temperature}
+    usual = {"temperature": request.default_temperature} if request.temperature is None else {}
+    params = options.to_sampling_params(
+        **stated | usual,
         seed=request.seed,
         stop=list(request.stop) if isinstance(request, TextRequest) else None,
         detokenize=is_text,
     )
+    return note_stated(params, **stated)
 
 
 def vllm_prompt(prompt: Prompt) -> Any:

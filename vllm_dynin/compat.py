@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import inspect
+import json
 import logging
 import sys
 import warnings
@@ -15,11 +16,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from packaging.version import Version
 
 from vllm_dynin.processors.codecs.limits import DEFAULT_LIMITS
+from vllm_dynin.sampling.params import note_stated
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -243,12 +246,13 @@ def share_no_media(model_config: ModelConfig) -> None:
     multimodal.mm_processor_cache_gb = 0
 
 
-def keep_stated_lengths() -> None:
-    """Let admission know which `max_tokens` an HTTP client stated, and whether it stated one.
+def keep_what_was_stated() -> None:
+    """Let admission know which length and temperature a client stated, and whether it did at all.
 
     vLLM's server turns a missing length into all that is left of the context, and a longer one
-    into the same, before the engine sees either. The length decides what a masked-diffusion model
-    answers, so it must be neither guessed nor cut. Remove when the server passes on what it got.
+    into the same, and puts a temperature of its own in place of a missing one, before the engine
+    sees either. They decide what a masked-diffusion model answers, so they must be neither guessed
+    nor cut. Remove when the server passes on what it got.
     """
     from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
     from vllm.entrypoints.openai.completion.protocol import CompletionRequest
@@ -256,17 +260,17 @@ def keep_stated_lengths() -> None:
     from vllm.entrypoints.speech_to_text.transcription.protocol import TranscriptionRequest
     from vllm.entrypoints.speech_to_text.translation.protocol import TranslationRequest
 
-    for request_class, *fields in (
+    for request_class, *lengths in (
         (ChatCompletionRequest, "max_completion_tokens", "max_tokens"),
         (CompletionRequest, "max_tokens"),
         (ResponsesRequest, "max_output_tokens"),
         (TranscriptionRequest, "max_completion_tokens"),
         (TranslationRequest, "max_completion_tokens"),
     ):
-        _keep_stated_length(request_class, tuple(fields))
+        _keep_what_was_stated(request_class, tuple(lengths))
 
 
-def _keep_stated_length(request_class: Any, fields: tuple[str, ...]) -> None:
+def _keep_what_was_stated(request_class: Any, lengths: tuple[str, ...]) -> None:
     original = request_class.to_sampling_params
     if getattr(original, "_dynin", False):
         return
@@ -274,13 +278,69 @@ def _keep_stated_length(request_class: Any, fields: tuple[str, ...]) -> None:
     @wraps(original)
     def to_sampling_params(self: Any, *args: Any, **kwargs: Any) -> SamplingParams:
         params = original(self, *args, **kwargs)
-        stated = (getattr(self, name, None) for name in fields)
-        # An attribute of the frontend's object alone: it is no field, and is not sent anywhere.
-        params._dynin_max_tokens = next((value for value in stated if value is not None), None)
-        return params
+
+        def given(name: str) -> Any:  # a field that has a default is there, but was not stated
+            return getattr(self, name, None) if name in self.model_fields_set else None
+
+        length = next((given(name) for name in lengths if given(name) is not None), None)
+        return note_stated(params, max_tokens=length, temperature=given("temperature"))
 
     to_sampling_params._dynin = True  # type: ignore[attr-defined]
     request_class.to_sampling_params = to_sampling_params
+
+
+def state_nothing_by_default() -> None:
+    """The same for `LLM.chat` and `LLM.generate` without sampling parameters.
+
+    vLLM makes some up then, and 16 tokens are in them. Called when an engine is configured, so the
+    class is there if it is the one that starts it. Remove as `keep_what_was_stated`.
+    """
+    module = sys.modules.get("vllm.entrypoints.llm")
+    if module is None or getattr(module.LLM.get_default_sampling_params, "_dynin", False):
+        return
+    original = module.LLM.get_default_sampling_params
+
+    @wraps(original)
+    def get_default_sampling_params(self: Any) -> SamplingParams:
+        return note_stated(original(self), max_tokens=None, temperature=None)
+
+    get_default_sampling_params._dynin = True  # type: ignore[attr-defined]
+    module.LLM.get_default_sampling_params = get_default_sampling_params
+
+
+def generation_configs(model_config: ModelConfig) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What `generation_config.json` of a checkpoint says, and what the operator put over it.
+
+    `--generation-config vllm` leaves the file out, another value names a folder to read it from;
+    `--override-generation-config` is the second. Where the values themselves are read is vLLM's
+    matter, but it takes a file that is no JSON for one that is not there.
+
+    Raises:
+        ValueError: the file is no JSON object.
+    """
+    source = model_config.generation_config
+    folder = Path(model_config.model if source in ("auto", "vllm") else source)
+    path = folder / "generation_config.json"
+    if source != "vllm" and path.is_file():
+        try:
+            is_object = isinstance(json.loads(path.read_text(encoding="utf-8")), dict)
+        except ValueError as error:
+            raise ValueError(f"{path} is not valid JSON: {error}") from None
+        if not is_object:
+            raise ValueError(f"{path} must hold a JSON object")
+    found = {} if source == "vllm" else model_config.try_get_generation_config()
+    return dict(found), dict(model_config.override_generation_config or {})
+
+
+def tokenizer_of(model_config: ModelConfig) -> Any:
+    """The tokenizer an engine will use, or None where it is told to have none.
+
+    Loaded by vLLM and kept by it, so that this costs nothing. Remove when the hooks of
+    `VerifyAndUpdateConfig` are given it.
+    """
+    from vllm.tokenizers import cached_tokenizer_from_config
+
+    return cached_tokenizer_from_config(model_config)
 
 
 MEDIA_CONNECTOR = "dynin"

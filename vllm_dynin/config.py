@@ -7,6 +7,8 @@ known to be stale (`vocab_size`, `embedding_size`, `tie_word_embeddings`, `use_c
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 from transformers import PretrainedConfig
@@ -28,6 +30,9 @@ _ONLY_SUPPORTED: dict[str, Any] = {
 }
 
 
+_NOTHING_STATED: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
+
+
 class LLaDAConfig(PretrainedConfig):
     """A bidirectional LLaMA-style transformer with an untied head, as LLaDA-8B defines it.
 
@@ -39,6 +44,10 @@ class LLaDAConfig(PretrainedConfig):
     """
 
     model_type = "llada"
+    # Without an annotation, because with one it were a field that is written to config.json.
+    generation_defaults = _NOTHING_STATED
+    """Defaults of the directions by name, as `defaults.read_defaults` has read them of
+    `generation_config.json`."""
     attribute_map: ClassVar[dict[str, str]] = {
         "hidden_size": "d_model",
         "num_attention_heads": "n_heads",

@@ -16,6 +16,7 @@ from PIL import Image
 from vllm_dynin.canvas import Task
 from vllm_dynin.codec_runner import CodecRunner, Sound
 from vllm_dynin.config import LLaDAConfig, MMadaConfig
+from vllm_dynin.defaults import defaults_of
 from vllm_dynin.planning import image_size
 from vllm_dynin.processors.templates import DIRECTIONS, infer_task, read_units
 from vllm_dynin.sampling.params import DenoiseParams
@@ -85,7 +86,8 @@ def answer_pieces(
     output = DIRECTIONS[task].output
     if output is Modality.SPEECH:
         units = _units(token_ids, options, config)
-        return [SpeechPiece(units, options.style, seed)]
+        style = options.style or defaults_of(task, config).style
+        return [SpeechPiece(units, style, seed)]
     if output is Modality.TEXT:
         return [TextPiece(decode_text(token_ids) if text is None else text)]
     image, rest = _image(token_ids, task, options, cast(MMadaConfig, config))

@@ -11,13 +11,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
+import torch
+
 from vllm_dynin.canvas import Canvas, Decoder, Parity, Region, Task
 from vllm_dynin.config import LLaDAConfig, MMadaConfig
 from vllm_dynin.defaults import (
-    DEFAULT_MIXED_TEXT,
-    TASK_DEFAULTS,
     UNITS_PER_SECOND,
-    TaskDefaults,
+    Defaults,
+    default_size,
+    defaults_of,
+    stated_defaults,
 )
 from vllm_dynin.processors.codecs.styles import parse_style
 from vllm_dynin.processors.templates import DIRECTIONS, from_head, infer_task
@@ -26,6 +29,7 @@ from vllm_dynin.sampling.block import BlockOptions
 from vllm_dynin.sampling.decoder import Plan, RegionOptions
 from vllm_dynin.sampling.maskgit import MaskGitOptions
 from vllm_dynin.sampling.params import DenoiseParams
+from vllm_dynin.sampling.schedules import mask_ratio
 from vllm_dynin.sampling.speech import SpeechOptions
 from vllm_dynin.tokens import Modality
 
@@ -102,8 +106,8 @@ def make_plan(request: PlanRequest, config: LLaDAConfig) -> Plan:
     task = options.task or infer_task(request.prompt_ids, config.vocabulary)
     # Before the options: those of a medium that the checkpoint lacks have no meaning.
     check_head(request.prompt_ids, task, config.vocabulary)
-    defaults = TASK_DEFAULTS[task]
-    scale = guidance_scale(options, task)
+    defaults = defaults_of(task, config)
+    scale = guidance_scale(options, task, config)
     _refuse_foreign(options, task)
     _refuse_idle(options, task, scale)
     canvas = from_head(
@@ -113,7 +117,7 @@ def make_plan(request: PlanRequest, config: LLaDAConfig) -> Plan:
         num_rows=config.vocab_size,
         parity=options.parity or Parity.DEFAULT,
         task=task,
-        text_targets=_text_targets(options, task),
+        text_targets=_text_targets(options, task, config),
         is_guided=scale > 0,
         unconditional_head=options.uncond_prompt_token_ids,
     )
@@ -131,15 +135,15 @@ def asked_slots(request: PlanRequest, config: LLaDAConfig) -> int:
     check_head(request.prompt_ids, task, config.vocabulary)
     targets = _targets(request, task, config)
     count = targets if isinstance(targets, int) else len(targets)
-    return count + (_text_targets(request.options, task) or 0)
+    return count + (_text_targets(request.options, task, config) or 0)
 
 
-def guidance_scale(options: DenoiseParams, task: Task) -> float:
-    """S of classifier-free guidance: the request's, or the task's default."""
+def guidance_scale(options: DenoiseParams, task: Task, config: LLaDAConfig) -> float:
+    """S of classifier-free guidance: the request's, or the direction's default."""
     for scale in (options.cfg_scale, options.guidance_scale):
         if scale is not None:
             return scale
-    return TASK_DEFAULTS[task].guidance_scale
+    return defaults_of(task, config).guidance_scale or 0.0
 
 
 def image_size(options: DenoiseParams, task: Task, config: MMadaConfig) -> tuple[int, int]:
@@ -148,11 +152,10 @@ def image_size(options: DenoiseParams, task: Task, config: MMadaConfig) -> tuple
     Raises:
         ValueError: a side is no multiple of the codec's patch.
     """
-    default = config.generation_resolution
-    if task is not Task.TEXT_TO_IMAGE:
-        default = config.edit_resolution
-    side = options.resolution or default
-    height, width = options.height or side, options.width or side
+    height, width = default_size(task, config)
+    if options.resolution is not None:
+        height = width = options.resolution
+    height, width = options.height or height, options.width or width
     if height % config.image_patch or width % config.image_patch:
         raise ValueError(
             f"an image of {width}×{height} pixels (width × height): both must be multiples of "
@@ -179,13 +182,13 @@ def _targets(request: PlanRequest, task: Task, config: LLaDAConfig) -> int | Seq
         return known
     if options.max_duration is not None:
         return math.ceil(options.max_duration * UNITS_PER_SECOND)
-    return request.standard.max_tokens or TASK_DEFAULTS[task].max_tokens
+    return request.standard.max_tokens or cast(int, defaults_of(task, config).max_tokens)
 
 
-def _text_targets(options: DenoiseParams, task: Task) -> int | None:
+def _text_targets(options: DenoiseParams, task: Task, config: LLaDAConfig) -> int | None:
     if task is not Task.TEXT_IMAGE_TO_TEXT_IMAGE:
         return None
-    return options.text_tokens or DEFAULT_MIXED_TEXT
+    return options.text_tokens or defaults_of(task, config).text_tokens
 
 
 # Options that mean something for one kind of output only.
@@ -239,14 +242,14 @@ def _refuse_idle(options: DenoiseParams, task: Task, scale: float) -> None:
 
 
 def _region_options(
-    region: Region, canvas: Canvas, request: PlanRequest, defaults: TaskDefaults
+    region: Region, canvas: Canvas, request: PlanRequest, defaults: Defaults
 ) -> RegionOptions:
     standard, options = request.standard, request.options
-    steps = options.steps or defaults.num_steps
+    steps = options.steps or defaults.steps
     if region.decoder is Decoder.MASKGIT:
         return MaskGitOptions(
             num_steps=steps or region.num_slots,
-            schedule=options.noise_schedule or "cosine",
+            schedule=options.noise_schedule or defaults.noise_schedule or "cosine",
             temperature=standard.temperature,
             parity=canvas.parity,
             seed=standard.seed,
@@ -254,18 +257,55 @@ def _region_options(
         )
     if region.decoder is Decoder.SPEECH:
         return SpeechOptions(
-            block_length=options.block_length or defaults.block_length,
+            block_length=options.block_length or cast(int, defaults.block_length),
             num_steps=steps or region.num_slots,
             temperature=standard.temperature,
             parity=canvas.parity,
             seed=standard.seed,
             num_logprobs=standard.logprobs,
         )
+    if canvas.task is Task.TEXT_IMAGE_TO_TEXT_IMAGE:
+        steps = options.steps  # the default is that of the image
     return BlockOptions(
-        block_length=options.block_length or defaults.block_length,
-        num_steps=options.steps or region.num_slots,
+        block_length=options.block_length or cast(int, defaults.block_length),
+        num_steps=steps or region.num_slots,
         temperature=standard.temperature,
-        remasking=options.remasking or "low_confidence",
+        remasking=options.remasking or defaults.remasking or "low_confidence",
         seed=standard.seed,
         num_logprobs=standard.logprobs,
     )
+
+
+def check_defaults(config: LLaDAConfig) -> None:
+    """Check that the directions of a checkpoint can have the defaults it gives them.
+
+    Args:
+        config: of the checkpoint, its `generation_defaults` read.
+
+    Raises:
+        ValueError: one of them cannot be honoured; the message names the place.
+    """
+    for task in Task:
+        if not config.generation_defaults.get(task.value):
+            continue
+        try:
+            _check_direction(task, stated_defaults(task, config), config)
+        except ValueError as error:
+            rule = str(error).replace("dynin_", "")
+            raise ValueError(f"generation_config.json: dynin.{task.value}: {rule}") from None
+
+
+def _check_direction(task: Task, stated: Defaults, config: LLaDAConfig) -> None:
+    options = stated.options()
+    _refuse_foreign(options, task)
+    if options.noise_schedule is not None:
+        mask_ratio(options.noise_schedule, torch.tensor(0.0))
+    if DIRECTIONS[task].output is not Modality.IMAGE:
+        return
+    if stated.max_tokens is not None:
+        raise ValueError(
+            f"max_tokens={stated.max_tokens}: the length of an image is its size; give that, or "
+            "text_tokens for the text of ti2ti"
+        )
+    if isinstance(config, MMadaConfig):
+        image_size(options, task, config)

@@ -27,7 +27,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "kv_memory": {"config", "sizing"},
     "sampling": BASE | {"kernels"},
     "step_counts": set(),
-    "processors": BASE | {"checkpoint", "kernels", "sampling"},
+    "processors": BASE | {"checkpoint", "defaults", "kernels", "sampling"},
     "defaults": BASE | {"sampling"},
     "planning": BASE | {"defaults", "processors", "sampling"},
     "report": set(),
@@ -36,7 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "outputs": BASE | {"processors", "sampling", "defaults", "planning", "codec_runner"},
     "requests": BASE | {"processors", "sampling", "defaults", "planning", "codec_runner"},
     "reference": BASE | {"checkpoint", "kernels", "sampling", "processors", "defaults", "planning"},
-    "compat": BASE | {"kernels", "processors"},
+    "compat": BASE | {"kernels", "processors", "sampling"},
     "sizing": BASE | {"checkpoint", "sampling"},
     "model_executor": BASE
     | {"report", "step_counts", "checkpoint", "kernels", "kv_memory", "sampling", "processors"}

@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("vllm", reason="the routes are part of the server")
 
 import vllm_dynin
-from vllm_dynin.defaults import TASK_DEFAULTS
+from vllm_dynin.defaults import FAMILY_DEFAULTS
 from vllm_dynin.entrypoints.http import (
     chat,
     fields,
@@ -64,7 +64,7 @@ def test_voices_and_qualities() -> None:
             for word in style.split(", "):
                 assert getattr(VOICES[voice], parts.get(word, "speed")) == word, voice
     assert set(options.QUALITIES) <= quoted(section(SERVING, "Images"))
-    steps = {TASK_DEFAULTS[task].num_steps for task in (images.Task("t2i"), images.Task("i2i"))}
+    steps = {FAMILY_DEFAULTS[task].steps for task in (images.Task("t2i"), images.Task("i2i"))}
     assert steps == {16, 128}  # as the page says
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from vllm_dynin.canvas import Canvas, Decoder, Parity
 from vllm_dynin.config import LLaDAConfig
-from vllm_dynin.defaults import TASK_DEFAULTS
+from vllm_dynin.defaults import defaults_of, stated_defaults
 from vllm_dynin.model_executor import plan_transport
 from vllm_dynin.model_executor.canvas_width import widest_canvas
 from vllm_dynin.model_executor.row_layout import RowLayout
@@ -27,7 +27,7 @@ from vllm_dynin.planning import (
 )
 from vllm_dynin.processors.media import CodecFolders, speech_input
 from vllm_dynin.processors.templates import infer_task
-from vllm_dynin.sampling.params import DenoiseParams
+from vllm_dynin.sampling.params import DenoiseParams, stated
 from vllm_dynin.tokens import Vocabulary
 
 if TYPE_CHECKING:
@@ -118,24 +118,23 @@ class Asked:
 
     Args:
         max_tokens: None where the client stated no length.
+        temperature: None where it stated none.
         stop_token_ids: without those of the checkpoint's generation config.
     """
 
     max_tokens: int | None = None
+    temperature: float | None = None
     stop_token_ids: tuple[int, ...] = ()
 
     @classmethod
     def by(cls, params: SamplingParams | PoolingParams) -> Asked:
         """Read it out of the parameters the frontend was called with.
 
-        Those of the HTTP server hold a length in any case; `compat.keep_stated_lengths` left the
+        Those of the HTTP server hold a length in any case; `compat.keep_what_was_stated` left the
         stated one beside it.
         """
-        max_tokens = getattr(params, "max_tokens", None)
-        return cls(
-            max_tokens=getattr(params, "_dynin_max_tokens", max_tokens),
-            stop_token_ids=tuple(getattr(params, "stop_token_ids", None) or ()),
-        )
+        stop_token_ids = tuple(getattr(params, "stop_token_ids", None) or ())
+        return cls(stop_token_ids=stop_token_ids, **stated(params))
 
 
 def refuse_beam_search(params: SamplingParams | BeamSearchParams) -> None:
@@ -220,16 +219,7 @@ def admit(
             f"n={params.n} with dynin_report or dynin_trajectory: an output has room for one "
             "report; send the prompt once for each answer, with seeds of their own"
         )
-    if asked.max_tokens is not None:
-        params.max_tokens = asked.max_tokens  # vLLM's server has cut it to what fits
-    elif params.max_tokens == limits.max_model_len - len(prompt_ids):
-        # What vLLM fills in where the client states no length (a generation config may state
-        # one). An answer as long as the context is never meant, and its length changes the answer:
-        # every slot is visible as a mask.
-        task = options.task or infer_task(prompt_ids, config.vocabulary)
-        is_guided = guidance_scale(options, task) > 0
-        fits = _room(len(prompt_ids), is_guided, limits)
-        params.max_tokens = max(1, min(TASK_DEFAULTS[task].max_tokens, fits))
+    _fill_in(prompt_ids, params, options, config, limits, asked)
     request = plan_request(prompt_ids, params)
     # Before the plan, which takes memory and time for each slot.
     _check_num_slots(asked_slots(request, config), limits)
@@ -241,6 +231,35 @@ def admit(
     ends = params.stop_token_ids or []
     more = [token for token in asked.stop_token_ids if token not in ends]
     params.stop_token_ids = [*ends, *more]
+
+
+def _fill_in(
+    prompt_ids: Sequence[int],
+    params: SamplingParams,
+    options: DenoiseParams,
+    config: LLaDAConfig,
+    limits: Limits,
+    asked: Asked,
+) -> None:
+    """Put length and temperature where the client stated none, in place.
+
+    The checkpoint's own defaults come first. Where it has none, what an API is known to do stays:
+    16 tokens of `/v1/completions`, say. But the rest of the context, which vLLM fills in where an
+    API has no default, is never meant, and the length changes the answer: every slot is visible as
+    a mask.
+    """
+    task = options.task or infer_task(prompt_ids, config.vocabulary)
+    own = stated_defaults(task, config)
+    if asked.max_tokens is not None:
+        params.max_tokens = asked.max_tokens  # vLLM's server has cut it to what fits
+    elif own.max_tokens or params.max_tokens == limits.max_model_len - len(prompt_ids):
+        is_guided = guidance_scale(options, task, config) > 0
+        fits = _room(len(prompt_ids), is_guided, limits)
+        params.max_tokens = max(1, min(defaults_of(task, config).max_tokens or fits, fits))
+    # Several greedy answers would all be the same.
+    is_idle = params.n > 1 and own.temperature == 0
+    if asked.temperature is None and own.temperature is not None and not is_idle:
+        params.temperature = own.temperature
 
 
 def plan_request(

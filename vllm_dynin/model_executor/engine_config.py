@@ -17,6 +17,7 @@ from vllm.platforms import current_platform
 
 from vllm_dynin import checkpoint, compat, sizing
 from vllm_dynin import envs as our_envs
+from vllm_dynin.model_executor import checkpoint_check
 from vllm_dynin.model_executor.canvas_width import settle_canvas_width
 from vllm_dynin.model_executor.cpu_memory import settle_kv_memory
 
@@ -40,15 +41,20 @@ class EngineConfig(VerifyAndUpdateConfig):
 
     @staticmethod
     def verify_and_update_model_config(model_config: ModelConfig) -> None:
-        """What a checkpoint says: rows of its token table, frames that are taken of a video.
+        """Check the checkpoint, and read what decides how it is served.
 
-        The rows come from the weights, not from `config.json`.
+        The row count of the token table is taken from the weights, not from `config.json`.
+
+        Raises:
+            ValueError: the checkpoint is damaged, or its parts do not belong together.
         """
         _set_video_frames(model_config)
         compat.share_no_media(model_config)
-        try:
-            shapes = checkpoint.tensor_shapes(model_config.model)
-        except ValueError:  # not a local folder; the loader checks the rows (weights.py)
+        compat.state_nothing_by_default()
+        checkpoint_check.read_directions(model_config)
+        checkpoint_check.check_companions(model_config)
+        shapes = checkpoint_check.weight_shapes(model_config)
+        if shapes is None:  # the loader checks the rows (weights.py)
             return
         rows = checkpoint.table_rows(shapes)
         for config in (model_config.hf_config, model_config.hf_text_config):

@@ -37,9 +37,11 @@ from vllm.multimodal.processing.inputs import ProcessorInputs
 
 from vllm_dynin.canvas import Task
 from vllm_dynin.config import MMadaConfig
+from vllm_dynin.defaults import source_side
 from vllm_dynin.processors import chat
 from vllm_dynin.processors.codecs.image_io import open_image, resize_and_crop, to_pixels
 from vllm_dynin.processors.codecs.limits import DEFAULT_LIMITS, MediaError
+from vllm_dynin.processors.codecs.silence import SILENCE_DBFS, is_silence
 from vllm_dynin.processors.codecs.speech import SpeechInput
 from vllm_dynin.processors.media import AUDIO_RATE, CodecFolders, codec_patch, speech_input
 from vllm_dynin.processors.media_items import MediaParser
@@ -214,9 +216,9 @@ class MediaProcessor(BaseMultiModalProcessor[MediaInfo]):
         config = self.info.config
         _check_placeholders(inputs, config.vocabulary)
         options = inputs.hf_processor_mm_kwargs
-        is_edit = infer_task(inputs.prompt, config.vocabulary) in _EDITS
-        if is_edit and "resolution" not in options:
-            options = {**options, "resolution": config.edit_resolution}
+        task = infer_task(inputs.prompt, config.vocabulary)
+        if task in _EDITS and "resolution" not in options:
+            options = {**options, "resolution": source_side(task, config)}
         inputs = replace(inputs, hf_processor_mm_kwargs=options, mm_uuid_items={})
         return super().apply(inputs, timing_ctx)
 
@@ -316,7 +318,7 @@ def _waveform(audio: Any, min_samples: int) -> torch.Tensor:
     """float32 [N]; checked here, because here a refusal costs nobody else anything.
 
     Raises:
-        MediaError: too few samples, too many, or not finite.
+        MediaError: too few samples, too many, not finite, or nothing to be heard.
     """
     samples = np.asarray(audio, dtype=np.float32).reshape(-1)
     seconds = len(samples) / AUDIO_RATE
@@ -325,5 +327,10 @@ def _waveform(audio: Any, min_samples: int) -> torch.Tensor:
         raise MediaError(
             f"the audio has {len(samples)} samples at {AUDIO_RATE} Hz; it needs {min_samples} or "
             "more, all of them finite numbers"
+        )
+    if is_silence(samples, AUDIO_RATE):  # the model would hear words in it
+        raise MediaError(
+            f"there is nothing to be heard in the audio: none of its {seconds:.1f} s is as loud as "
+            f"{SILENCE_DBFS:g} dBFS; send a recording with sound, or leave it out"
         )
     return torch.from_numpy(samples)

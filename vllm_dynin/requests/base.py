@@ -88,10 +88,11 @@ class Request:
 
     Args:
         options: ours, e.g. `DenoiseParams(steps=16, resolution=256)`; what is not set is the
-            direction's default.
+            direction's default, the checkpoint's before the family's.
         max_tokens: length of a text or speech answer in tokens; None is the direction's default.
             An image's length is its resolution.
-        temperature: None is greedy for text, 1 for images and speech. 0 is greedy everywhere.
+        temperature: None is the checkpoint's, or greedy for text and 1 for images and speech
+            where it has none. 0 is greedy everywhere.
         seed: of all draws; None draws one.
         trajectory: keep how the answer filled in (`Result.trajectory`).
     """

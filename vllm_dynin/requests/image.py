@@ -10,6 +10,7 @@ import msgspec
 from PIL import Image
 
 from vllm_dynin.canvas import Task
+from vllm_dynin.defaults import source_side
 from vllm_dynin.processors.codecs.image_io import ImageSource, open_image
 from vllm_dynin.processors.placeholders import STAND_IN, empty_media
 from vllm_dynin.requests.base import Checkpoint, Prompt, Request
@@ -18,7 +19,6 @@ from vllm_dynin.requests.media import (
     opened_image,
     pinned_image,
     size_like,
-    source_side,
 )
 
 
@@ -132,7 +132,9 @@ class EditImage(Request):
             token_ids=empty_media(head, config.vocabulary),
             options=options,
             media={"image": sources},
-            media_options={"resolution": source_side(options, config)},
+            media_options={
+                "resolution": source_side(Task.IMAGE_TO_IMAGE, config, options.resolution)
+            },
         )
 
 
@@ -159,5 +161,9 @@ class MixedAnswer(Request):
             token_ids=empty_media(head, config.vocabulary),
             options=self.options,
             media={"image": sources},
-            media_options={"resolution": source_side(self.options, config)},
+            media_options={
+                "resolution": source_side(
+                    Task.TEXT_IMAGE_TO_TEXT_IMAGE, config, self.options.resolution
+                )
+            },
         )

@@ -13,6 +13,7 @@ from PIL import Image
 
 from vllm_dynin.canvas import Task
 from vllm_dynin.config import MMadaConfig
+from vllm_dynin.defaults import default_size
 from vllm_dynin.planning import image_size
 from vllm_dynin.processors import infill
 from vllm_dynin.processors.codecs.audio_io import AudioSource, load_audio
@@ -78,16 +79,12 @@ OPENERS: dict[str, Callable[[Any, Checkpoint], Any]] = {
 }
 
 
-def source_side(options: DenoiseParams, config: MMadaConfig) -> int:
-    """Pixels a side of a source image: those of the result where it is square."""
-    return options.resolution or config.edit_resolution
-
-
 def size_like(image: Image.Image, config: MMadaConfig) -> tuple[int, int]:
     """Height and width in the proportions of an image, with the pixels of a new image."""
     patch, ratio = config.image_patch, math.sqrt(image.height / image.width)
-    height = max(1, round(config.generation_resolution * ratio / patch)) * patch
-    width = max(1, round(config.generation_resolution / ratio / patch)) * patch
+    side = math.sqrt(math.prod(default_size(Task.TEXT_TO_IMAGE, config)))
+    height = max(1, round(side * ratio / patch)) * patch
+    width = max(1, round(side / ratio / patch)) * patch
     return height, width
 
 

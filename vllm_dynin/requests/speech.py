@@ -22,6 +22,19 @@ from vllm_dynin.requests.media import (
 )
 
 
+def _refuse_blank(sentence: str) -> None:
+    """Refuse a text without a visible character: the model would make something up.
+
+    Raises:
+        ValueError: it has none.
+    """
+    if not any(char.isprintable() and not char.isspace() for char in sentence):
+        raise ValueError(
+            f"there is no text to speak: {sentence[:20]!r} has no visible character; send the "
+            "words to say"
+        )
+
+
 @dataclass(frozen=True)
 class TextToSpeech(Request):
     """A sentence, read aloud.
@@ -36,6 +49,7 @@ class TextToSpeech(Request):
 
     def prompt(self, checkpoint: Checkpoint) -> Prompt:
         """The sentence in its block."""
+        _refuse_blank(self.sentence)
         head = checkpoint.assembler.text_to_speech(self.sentence, self.instruction)
         return Prompt(token_ids=head, options=self.options)
 
@@ -60,6 +74,7 @@ class FillSpeech(Request):
 
     def prompt(self, checkpoint: Checkpoint) -> Prompt:
         """The sentence, with the units outside the span pinned."""
+        _refuse_blank(self.sentence)
         samples, rate = opened_audio(self.recording, checkpoint)
         takes = speech_input(checkpoint.speech_folder)
         targets = infill.speech_targets(

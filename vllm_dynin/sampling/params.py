@@ -26,6 +26,8 @@ MAX_STEPS = 8_192
 """Bound on `dynin_steps`; steps beyond one a token change nothing."""
 MAX_CFG_SCALE = 100.0
 
+Remasking = Literal["low_confidence", "random"]
+"""Which masked text tokens a step keeps."""
 Side = Annotated[int, Meta(ge=1, le=8_192)]
 """Pixels along one side of a generated image."""
 
@@ -33,7 +35,10 @@ Side = Annotated[int, Meta(ge=1, le=8_192)]
 class DenoiseParams(
     msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
 ):
-    """Options of one request. None means: the task's default.
+    """Options of one request. None means: the direction's default.
+
+    That is the checkpoint's, or where it has none the family's, which is named below
+    (`vllm_dynin/defaults.py`).
 
     Raises:
         ValueError: `parse` and `to_sampling_params` refuse a value outside its stated range.
@@ -90,7 +95,7 @@ class DenoiseParams(
     target_token_ids: tuple[int, ...] | None = None
     """Infilling: the whole answer, with the mask id where to generate; other ids are kept."""
 
-    remasking: Literal["low_confidence", "random"] | None = None
+    remasking: Remasking | None = None
     """Which masked text tokens a step keeps: the most confident (default) or random ones."""
 
     stop_at_eos: bool | None = None
@@ -157,19 +162,42 @@ class DenoiseParams(
 
         Args:
             standard: vLLM's own fields, e.g. `max_tokens=256, temperature=0, seed=1`. Without
-                `max_tokens` the length is the task's default.
+                `max_tokens` or `temperature` they are the direction's defaults, or 1 where neither
+                checkpoint nor family has a temperature.
 
         Raises:
             ValueError: an option is out of range.
         """
         from vllm import SamplingParams  # sampling/ is importable without vLLM
 
-        standard.setdefault("max_tokens", None)  # the task's default length
-
+        stated = {name: standard.get(name) for name in STANDARD}
+        if stated["temperature"] is None:
+            standard.pop("temperature", None)
+        standard.setdefault("max_tokens", None)  # the direction's default length
         own = self.to_extra_args()
         self.parse(own)  # constructing a struct checks nothing
         extra = {**(standard.pop("extra_args", None) or {}), **own}
-        return SamplingParams(extra_args=extra, **standard)
+        return note_stated(SamplingParams(extra_args=extra, **standard), **stated)
+
+
+STANDARD = ("max_tokens", "temperature")
+"""Fields of `SamplingParams` that a direction has defaults for."""
+
+
+def note_stated(params: SamplingParams, **stated: Any) -> SamplingParams:
+    """Note which of `STANDARD` a client has stated, None for what it has not; returns `params`.
+
+    VLLM's frontends fill in what is missing before admission sees it. This is an attribute of the
+    frontend's object alone: it is no field, and is not sent anywhere.
+    """
+    params._dynin_stated = stated  # type: ignore[attr-defined]
+    return params
+
+
+def stated(params: Any) -> dict[str, Any]:
+    """What was noted; without a note, all that the parameters hold is taken as stated."""
+    fields = {name: getattr(params, name, None) for name in STANDARD}
+    return fields | getattr(params, "_dynin_stated", {})
 
 
 @cache

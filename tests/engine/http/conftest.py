@@ -11,6 +11,7 @@ from helpers.engines import start_llm
 from helpers.server import DYNIN_SERVE, Server, serve
 from vllm import LLM
 
+import vllm_dynin
 from vllm_dynin import envs
 from vllm_dynin.entrypoints.stand_in import write_stand_in
 
@@ -49,3 +50,13 @@ def local(stand_in: Path) -> Iterator[LLM]:
         stand_in, max_model_len=ROWS, max_num_seqs=16, num_gpu_blocks_override=BLOCKS
     ) as llm:
         yield llm
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """`vllm-dynin serve` on the trained `dynin-tiny`, as anybody would start it."""
+    folder = Path(vllm_dynin.__file__).parent / "assets" / "dynin-tiny"
+    log = tmp_path_factory.mktemp("world") / "log.txt"
+    sizes = ("--max-model-len", "1024", "--num-gpu-blocks-override", "256", "--max-num-seqs", "8")
+    with serve(folder, log, *sizes, program=DYNIN_SERVE) as server:
+        yield server

@@ -105,7 +105,7 @@ def test_images_are_asked_for_with_and_without_guidance() -> None:
     both = ask(Task.TEXT_TO_IMAGE, 10, 0, Settings(options=options))
     assert [q.variant for q in both] == [GUIDED] * 10 + [UNGUIDED] * 10
     assert {q.request.options for q in both[:10]} == {DenoiseParams(steps=4, guidance_scale=2.0)}
-    assert {q.request.options for q in both[10:]} == {DenoiseParams(steps=4, cfg_scale=0.0)}
+    assert {q.request.options for q in both[10:]} == {DenoiseParams(steps=4, guidance_scale=0.0)}
     assert sorted(q.expected for q in both[:10]) == sorted(DIGIT_WORDS)
     only = ask(Task.TEXT_TO_IMAGE, 10, 0, Settings(with_unguided=False))
     assert len(only) == 10
@@ -113,21 +113,25 @@ def test_images_are_asked_for_with_and_without_guidance() -> None:
 
 def test_decoding_is_the_tuned_one_unless_told_otherwise() -> None:
     task = Task.TEXT_TO_SPEECH
-    tuned = decoding.DECODING[task]
-    assert tuned.cfg_scale is not None and tuned.block_length is not None
+    tuned = decoding.DECODING[task].options()
+    assert tuned.guidance_scale is not None and tuned.block_length is not None
     given = {task: DenoiseParams(block_length=5)}
     assert Settings().decoding(task) == tuned
     changed = Settings(options=given).decoding(task)
     assert changed == msgspec.structs.replace(tuned, block_length=5)
     assert Settings(options=given, is_tuned=False).decoding(task) == given[task]
-    renamed = Settings(options={task: DenoiseParams(guidance_scale=1.0)}).decoding(task)
-    assert (renamed.cfg_scale, renamed.guidance_scale) == (None, 1.0)
+    renamed = Settings(options={task: DenoiseParams(cfg_scale=1.0)}).decoding(task)
+    assert (renamed.cfg_scale, renamed.guidance_scale) == (1.0, None)
     (drawn,) = ask(Task.TEXT_TO_IMAGE, 1, 0, Settings(with_unguided=False))
-    assert drawn.request.temperature == decoding.TEMPERATURE[Task.TEXT_TO_IMAGE] > 0
+    assert drawn.request.temperature == decoding.DECODING[Task.TEXT_TO_IMAGE].temperature > 0
     (edited,) = ask(Task.IMAGE_TO_IMAGE, 1, 0, Settings())
     assert edited.request.temperature == 0
     (edited,) = ask(Task.IMAGE_TO_IMAGE, 1, 0, Settings(is_tuned=False))
     assert edited.request.temperature is None
+    (spoken,) = ask(Task.TEXT_TO_SPEECH, 1, 0, Settings())
+    assert spoken.request.max_tokens == decoding.DECODING[task].max_tokens
+    (spoken,) = ask(Task.TEXT_TO_SPEECH, 1, 0, Settings(is_tuned=False))
+    assert spoken.request.max_tokens is None
 
 
 @pytest.mark.parametrize(("task", "count"), [(Task.SPEECH_TO_SPEECH, 4), (Task.TEXT_TO_TEXT, 0)])

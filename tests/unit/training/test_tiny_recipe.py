@@ -2,17 +2,19 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
+import vllm_dynin
 from vllm_dynin.canvas import Task
 from vllm_dynin.checkpoint import EMBEDDING, iter_tensors, load_config
 from vllm_dynin.processors.codecs.image import ImageCodec
 from vllm_dynin.processors.codecs.speech import SpeechCodec
 from vllm_dynin.processors.text_tokenizer import load_tokenizer
 from vllm_dynin.training_ext.__main__ import main
-from vllm_dynin.training_ext.tiny.decoding import LONGEST_ANSWER, MAX_TOKENS
+from vllm_dynin.training_ext.tiny.decoding import DECODING, LONGEST_ANSWER
 from vllm_dynin.training_ext.tiny.recipe import dynin_tiny, run, tiny_objectives
 
 
@@ -84,8 +86,11 @@ def test_the_checkpoint_is_whole_and_repeats(made):
     assert ImageCodec.from_pretrained(root / "a" / "image_codec").num_codes == 16
     speech = SpeechCodec.from_pretrained(root / "a" / "speech_codec")
     assert speech.num_units == config.speech_codebook_size == 81
-    room = json.loads((root / "a" / "generation_config.json").read_text())["max_new_tokens"]
-    assert room == LONGEST_ANSWER >= max(MAX_TOKENS.values())
+    shipped = Path(vllm_dynin.__file__).parent / "assets" / "dynin-tiny"
+    written = (root / "a" / "generation_config.json").read_bytes()
+    assert written == (shipped / "generation_config.json").read_bytes()
+    assert json.loads(written)["max_new_tokens"] == LONGEST_ANSWER
+    assert max(own.max_tokens or 0 for own in DECODING.values()) <= LONGEST_ANSWER
     tensors, again = dict(iter_tensors(root / "a")), dict(iter_tensors(root / "b"))
     assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
     assert all(torch.equal(again[name], tensor) for name, tensor in tensors.items())

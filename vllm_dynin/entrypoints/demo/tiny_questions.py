@@ -1,4 +1,7 @@
-"""What the trained `dynin-tiny` is asked: held-out questions of its world, with right answers."""
+"""What the trained `dynin-tiny` is asked: held-out questions of its world, with right answers.
+
+No request says how it is decoded: the checkpoint does.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,6 @@ import numpy as np
 from PIL import Image
 
 from vllm_dynin.api import Result
-from vllm_dynin.canvas import Task
 from vllm_dynin.codec_runner import Sound
 from vllm_dynin.entrypoints.demo.questions import Inputs, Question
 from vllm_dynin.processors.media import AUDIO_RATE
@@ -26,7 +28,6 @@ from vllm_dynin.requests import (
     TextToText,
     VideoToText,
 )
-from vllm_dynin.sampling.params import DenoiseParams
 from vllm_dynin.tokens import Vocabulary
 
 _SEED = 7
@@ -67,18 +68,6 @@ def tiny_questions(vocabulary: Vocabulary) -> tuple[list[Question], Inputs]:
     return questions, inputs
 
 
-def _options(task: Task) -> DenoiseParams:
-    from vllm_dynin.training_ext.tiny.decoding import DECODING
-
-    return DECODING.get(task, DenoiseParams())
-
-
-def _room(task: Task) -> int:
-    from vllm_dynin.training_ext.tiny.decoding import MAX_TOKENS
-
-    return MAX_TOKENS[task]
-
-
 def _says(expected: str) -> Callable[[Result], bool]:
     return lambda result: (result.text or "").strip() == expected
 
@@ -93,7 +82,7 @@ def _word_lists(rng: random.Random) -> Iterator[Question]:
         yield Question(
             title="text → text",
             asked=asked,
-            request=TextToText(asked, max_tokens=_room(Task.TEXT_TO_TEXT)),
+            request=TextToText(asked),
             expected=expected,
             is_right=_says(expected),
         )
@@ -108,7 +97,7 @@ def _pictures(indices: list[int]) -> Iterator[Question]:
         yield Question(
             title="image → text",
             asked=asked,
-            request=ImageToText(picture, asked, max_tokens=_room(Task.IMAGE_TO_TEXT)),
+            request=ImageToText(picture, asked),
             inputs=(picture,),
             expected=expected,
             is_right=_says(expected),
@@ -126,7 +115,7 @@ def _clips(indices: list[int]) -> Iterator[Question]:
         yield Question(
             title="video → text",
             asked=asked,
-            request=VideoToText(clip, asked, max_tokens=_room(Task.VIDEO_TO_TEXT)),
+            request=VideoToText(clip, asked),
             inputs=(frames,),
             expected=expected,
             is_right=_says(expected),
@@ -153,7 +142,7 @@ def _heard(recordings: list[tuple[str, Sound]]) -> Iterator[Question]:
         yield Question(
             title="speech → text",
             asked="(transcribe)",
-            request=SpeechToText(recording, max_tokens=_room(Task.SPEECH_TO_TEXT)),
+            request=SpeechToText(recording),
             inputs=(sound,),
             expected=expected,
             is_right=_says(expected),
@@ -171,8 +160,6 @@ def _said(rng: random.Random, vocabulary: Vocabulary) -> Iterator[Question]:
             asked=expected,
             request=TextToSpeech(
                 expected,
-                options=_options(Task.TEXT_TO_SPEECH),
-                max_tokens=_room(Task.TEXT_TO_SPEECH),
                 seed=_SEED,
             ),
             expected=f"the units of “{expected}”",
@@ -188,7 +175,6 @@ def _sounds_like(units: Sequence[int], vocabulary: Vocabulary, result: Result) -
 def _drawn() -> Iterator[Question]:
     from vllm_dynin.training_ext.evaluate.seeing import Judge
     from vllm_dynin.training_ext.tiny import digits, words
-    from vllm_dynin.training_ext.tiny.decoding import TEMPERATURE
 
     known = range(digits.num_train())
     judge = Judge(
@@ -202,8 +188,6 @@ def _drawn() -> Iterator[Question]:
             asked=asked,
             request=TextToImage(
                 asked,
-                options=_options(Task.TEXT_TO_IMAGE),
-                temperature=TEMPERATURE[Task.TEXT_TO_IMAGE],
                 seed=_SEED,
                 trajectory=True,
             ),
@@ -234,9 +218,7 @@ def _edited(index: int) -> Iterator[Question]:
         yield Question(
             title="image → image",
             asked=phrases[0],
-            request=EditImage(
-                source, phrases[0], options=_options(Task.IMAGE_TO_IMAGE), seed=_SEED
-            ),
+            request=EditImage(source, phrases[0], seed=_SEED),
             inputs=(source,),
             expected=f"the picture after: {edit}",
             is_right=is_alike,

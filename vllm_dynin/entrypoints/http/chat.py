@@ -25,6 +25,7 @@ from vllm.entrypoints.openai.chat_completion.protocol import (
 from vllm.entrypoints.serve.utils.api_utils import validate_json_request
 
 from vllm_dynin.canvas import Task
+from vllm_dynin.config import LLaDAConfig
 from vllm_dynin.entrypoints.http import chat_answers, partials
 from vllm_dynin.entrypoints.http.chat_answers import ChatSoundFormat, Shape
 from vllm_dynin.entrypoints.http.events import DONE, first_of, sse
@@ -260,9 +261,9 @@ def _refuse_set(body: ChatBody, names: Sequence[str], why: str) -> None:
             raise ValueError(f"{name}={value!r} {why}")
 
 
-def _options(body: ChatBody, wanted: Wanted) -> DenoiseParams:
+def _options(body: ChatBody, wanted: Wanted, config: LLaDAConfig) -> DenoiseParams:
     task, given = wanted.task, dict(wanted.information.options)
-    quality = None if body.quality is None else quality_steps(body.quality, task)
+    quality = None if body.quality is None else quality_steps(body.quality, task, config)
     given["steps"] = one(
         quality=quality,
         num_inference_steps=body.num_inference_steps,
@@ -283,7 +284,7 @@ def _options(body: ChatBody, wanted: Wanted) -> DenoiseParams:
 async def _answer_in_media(request: ChatBody, wanted: Wanted, raw_request: HTTPRequest) -> Response:
     service = service_of(raw_request)
     model = service.model_name(request.model)
-    options = _options(request, wanted)
+    options = _options(request, wanted, service.checkpoint.config)
     seed = one(seed=request.seed, additional_information=wanted.information.seed)
 
     async def sent(index: int) -> Sent:

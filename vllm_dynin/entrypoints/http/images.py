@@ -17,6 +17,7 @@ from vllm.exceptions import VLLMNotFoundError
 
 from vllm_dynin import envs
 from vllm_dynin.canvas import Task
+from vllm_dynin.config import LLaDAConfig
 from vllm_dynin.entrypoints.http import image_files, partials
 from vllm_dynin.entrypoints.http.events import first_of, sse
 from vllm_dynin.entrypoints.http.fields import EDITS, GENERATIONS
@@ -92,10 +93,10 @@ class ImageBody(Body):
         if self.stream and self.n > 1:
             raise ValueError(f"n={self.n} with stream=true: a stream carries one image; use n=1")
 
-    def options(self, task: Task) -> DenoiseParams:
+    def options(self, task: Task, config: LLaDAConfig) -> DenoiseParams:
         """Our options of these fields."""
         steps = one_of(
-            quality=quality_steps(self.quality, task),
+            quality=quality_steps(self.quality, task, config),
             num_inference_steps=self.num_inference_steps,
         )
         return parse_options(
@@ -140,7 +141,7 @@ async def create_images(request: GenerationBody, raw_request: HTTPRequest) -> Re
     """Make images from a description."""
     request.check()
     service = service_of(raw_request)
-    options = request.options(Task.TEXT_TO_IMAGE)
+    options = request.options(Task.TEXT_TO_IMAGE, service.checkpoint.config)
     if request.negative_prompt is not None:
         options = _guided_away(request.negative_prompt, options, service)
     wanted = [
@@ -182,17 +183,23 @@ async def edit_images(
         raise ValueError("negative_prompt is for /v1/images/generations; leave it out of an edit")
     sources = [await read_image(upload, service) for upload in uploads]
     mask = None if request.mask is None else await read_mask(request.mask, service)
-    wanted = [_edit(request, index, sources, mask) for index in range(request.n)]
+    config = service.checkpoint.config
+    wanted = [_edit(request, index, sources, mask, config) for index in range(request.n)]
     return await _respond(request, wanted, raw_request, "image_edit")
 
 
 def _edit(
-    form: EditForm, index: int, sources: Sequence[Image.Image], mask: Image.Image | None
+    form: EditForm,
+    index: int,
+    sources: Sequence[Image.Image],
+    mask: Image.Image | None,
+    config: LLaDAConfig,
 ) -> Request:
     asked = (form.vllm_xargs or {}).get("dynin_task")
     is_painting = mask is not None and len(sources) == 1 and asked != Task.IMAGE_TO_IMAGE
+    task = Task.TEXT_TO_IMAGE if is_painting else Task.IMAGE_TO_IMAGE
     common: dict[str, Any] = {
-        "options": form.options(Task.TEXT_TO_IMAGE if is_painting else Task.IMAGE_TO_IMAGE),
+        "options": form.options(task, config),
         "seed": form.seed_of(index),
         "temperature": form.temperature,
         "trajectory": form.stream,

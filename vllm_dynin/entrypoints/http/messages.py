@@ -198,8 +198,6 @@ async def build_request(
         return SpeechToSpeech(media["audio"][0], media.get("image", ()), **common)
     if task is Task.VIDEO_TO_SPEECH:
         return VideoToSpeech(media["video"][0], turn.text, **common)
-    if not turn.text.strip():
-        raise ValueError("there is no text to speak; put it into the message")
     return TextToSpeech(turn.text, instruction, **common)
 
 

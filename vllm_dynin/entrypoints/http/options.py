@@ -21,7 +21,8 @@ from pydantic import (
 )
 
 from vllm_dynin.canvas import Task
-from vllm_dynin.defaults import TASK_DEFAULTS
+from vllm_dynin.config import LLaDAConfig
+from vllm_dynin.defaults import defaults_of
 from vllm_dynin.entrypoints.http.fields import IGNORED_HEADER, Rule, apply
 from vllm_dynin.entrypoints.http.unsaid import without_blanks, without_nulls
 from vllm_dynin.sampling.params import PREFIX, DenoiseParams
@@ -208,7 +209,7 @@ def size_options(size: str | None) -> dict[str, int]:
     return {"resolution": width} if width == height else {"width": width, "height": height}
 
 
-def quality_steps(quality: str | None, task: Task) -> int | None:
+def quality_steps(quality: str | None, task: Task, config: LLaDAConfig) -> int | None:
     """Denoising steps of a quality; None where it was left out, or to the server.
 
     Raises:
@@ -218,7 +219,7 @@ def quality_steps(quality: str | None, task: Task) -> int | None:
         return None
     if quality not in QUALITIES:
         raise ValueError(f"quality={quality[:40]!r} is not one of {', '.join(QUALITIES)}")
-    default = TASK_DEFAULTS[task].num_steps
+    default = defaults_of(task, config).steps
     assert default is not None
     return max(1, round(default * QUALITIES[quality]))
 

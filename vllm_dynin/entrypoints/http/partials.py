@@ -16,7 +16,7 @@ from PIL import Image
 
 from vllm_dynin.canvas import Task
 from vllm_dynin.config import MMadaConfig
-from vllm_dynin.defaults import TASK_DEFAULTS
+from vllm_dynin.defaults import defaults_of
 from vllm_dynin.entrypoints.http.service import Answer, MediaService, Sent
 from vllm_dynin.planning import image_size
 from vllm_dynin.processors.templates import infer_task
@@ -47,7 +47,8 @@ async def image_events(service: MediaService, sent: Sent, num_partials: int) -> 
     """
     options = DenoiseParams.parse(sent.params.extra_args)
     task = options.task or infer_task(sent.prompt["prompt_token_ids"], _config(service).vocabulary)
-    due = due_steps(options.steps or TASK_DEFAULTS[task].num_steps or 1, num_partials)
+    steps = options.steps or defaults_of(task, _config(service)).steps or 1
+    due = due_steps(steps, num_partials)
     answering = asyncio.ensure_future(service.answer(sent))
     index = 0
     try:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from vllm.multimodal.audio import split_audio
 
+from vllm_dynin.processors.codecs.silence import is_silence
 from vllm_dynin.processors.media import AUDIO_RATE
 
 TranscriptFormat = Literal["json", "text", "srt", "verbose_json", "vtt"]
@@ -42,8 +43,8 @@ class Segment:
 
     @property
     def is_silent(self) -> bool:
-        """Whether there is no sound at all in it, so that there is nothing to ask about."""
-        return not self.samples.any()
+        """Whether there is nothing to be heard in it, so that there is nothing to ask about."""
+        return is_silence(self.samples, AUDIO_RATE)
 
 
 def cut(samples: NDArray[np.float32], max_seconds: float) -> list[Segment]:

@@ -9,11 +9,12 @@ from typing import Any
 import msgspec
 
 from vllm_dynin.canvas import Task
+from vllm_dynin.defaults import default_size, source_side
 from vllm_dynin.model_executor.admission import Limits, check_rows
 from vllm_dynin.planning import PlanRequest, StandardOptions, image_size, make_plan
 from vllm_dynin.processors.assemble import Codes
 from vllm_dynin.requests import Checkpoint, EditImage, Inpaint, MixedAnswer, Request, TextToImage
-from vllm_dynin.requests.media import listed, source_side
+from vllm_dynin.requests.media import listed
 from vllm_dynin.sampling.params import DenoiseParams
 
 _USUAL = ((256, 256), (512, 512), (1024, 1024), (1536, 1024), (1024, 1536))
@@ -148,7 +149,7 @@ class _Room:
         assembler = self._checkpoint.assembler
         if self._task is Task.TEXT_TO_IMAGE:
             return assembler.text_to_image(self._text)
-        side = source_side(options, self._config) // self.patch
+        side = source_side(self._task, self._config, options.resolution) // self.patch
         sources: list[Codes] = [(0,) * side**2] * self._num_sources
         if self._task is Task.IMAGE_TO_IMAGE:
             return assembler.image_to_image(self._text, sources)
@@ -164,10 +165,8 @@ class _Room:
             )
         step = self.patch * max(1, most // self.patch // _LISTED_SQUARES)
         squares = {*range(step, most + 1, step), most}
-        default = self._config.generation_resolution
-        if self._task is not Task.TEXT_TO_IMAGE:
-            default = self._config.edit_resolution
-        sizes = {(side, side) for side in squares} | {(default, default), *_USUAL}
+        height, width = default_size(self._task, self._config)
+        sizes = {(side, side) for side in squares} | {(width, height), *_USUAL}
         fits = [size for size in sorted(sizes) if self.has(*size)]
         return (
             f"sizes that fit are {', '.join(f'{width}x{height}' for width, height in fits)} and "

@@ -16,7 +16,7 @@ from pydantic import Field, Json
 from vllm.sampling_params import RequestOutputKind
 
 from vllm_dynin.canvas import Task
-from vllm_dynin.defaults import TASK_DEFAULTS
+from vllm_dynin.defaults import defaults_of
 from vllm_dynin.entrypoints.http.events import first_of, sse
 from vllm_dynin.entrypoints.http.fields import TRANSCRIPTIONS
 from vllm_dynin.entrypoints.http.options import Body, Seed, Temperature, parse_options
@@ -117,7 +117,7 @@ class TranscriptionForm(Body):
             self.instruction,
             options=options,
             max_tokens=self.max_completion_tokens,
-            temperature=self.temperature,
+            temperature=self.temperature if "temperature" in self.model_fields_set else None,
             seed=None if self.seed is None else (self.seed + index) % 2**63,
         )
 
@@ -169,7 +169,8 @@ def _segments(data: bytes, service: MediaService, form: TranscriptionForm) -> li
             f"the recording has {1000 * len(samples) / AUDIO_RATE:.0f} ms; the model needs "
             f"{1000 * takes.min_samples / AUDIO_RATE:.0f} ms"
         )
-    num_tokens = form.max_completion_tokens or TASK_DEFAULTS[Task.SPEECH_TO_TEXT].max_tokens
+    usual = defaults_of(Task.SPEECH_TO_TEXT, service.checkpoint.config).max_tokens
+    num_tokens = form.max_completion_tokens or usual or 0
     room = service.vllm_config.model_config.max_model_len - num_tokens - _PROMPT_ROOM
     seconds = max(1.0, room * takes.samples_per_unit / AUDIO_RATE)
     segments = cut(samples, min(MAX_SEGMENT_SECONDS, seconds))

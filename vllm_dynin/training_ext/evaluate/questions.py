@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from vllm_dynin.canvas import Task
+from vllm_dynin.defaults import Defaults
 from vllm_dynin.processors.codecs.audio_blocks import Samples
 from vllm_dynin.processors.media import AUDIO_RATE
 from vllm_dynin.requests import (
@@ -72,8 +73,9 @@ class Settings:
 
     Args:
         options: of decoding, by direction; what is set there counts before everything else.
-        is_tuned: decode as `dynin-tiny` is asked elsewhere (`tiny.decoding`); False leaves options
-            and temperature to the serving defaults.
+        is_tuned: decode as `dynin-tiny` says it is best asked (`tiny.decoding`), whatever the
+            checkpoint says, so that its stages and relatives are compared with it; False leaves
+            length, options and temperature to the checkpoint and the serving defaults.
         with_unguided: ask for every image once more without guidance.
     """
 
@@ -86,15 +88,19 @@ class Settings:
         given = self.options.get(task, DenoiseParams())
         if not self.is_tuned:
             return given
-        base = decoding.DECODING.get(task, DenoiseParams())
-        if given.guidance_scale is not None:  # the same quantity under another name
-            base = msgspec.structs.replace(base, cfg_scale=None)
+        base = decoding.DECODING.get(task, Defaults()).options()
+        if given.cfg_scale is not None:  # the same quantity under another name
+            base = msgspec.structs.replace(base, guidance_scale=None)
         is_set = {k: v for k, v in msgspec.structs.asdict(given).items() if v is not None}
         return msgspec.structs.replace(base, **is_set)
 
     def temperature(self, task: Task) -> float | None:
         """Of one direction; None is the serving default."""
-        return decoding.TEMPERATURE.get(task, 0.0) if self.is_tuned else None
+        return decoding.DECODING[task].temperature if self.is_tuned else None
+
+    def max_tokens(self, task: Task) -> int | None:
+        """Length of an answer of one direction; None is the serving default."""
+        return decoding.DECODING[task].max_tokens if self.is_tuned else None
 
 
 def ask(task: Task, count: int, seed: int, settings: Settings) -> list[Question]:
@@ -124,7 +130,7 @@ def ask(task: Task, count: int, seed: int, settings: Settings) -> list[Question]
     guided = [replace(question, variant=GUIDED) for question in decoded]
     if not settings.with_unguided:
         return guided
-    off = msgspec.structs.replace(settings.decoding(task), cfg_scale=0.0, guidance_scale=None)
+    off = msgspec.structs.replace(settings.decoding(task), cfg_scale=None, guidance_scale=0.0)
     return guided + [
         replace(question, variant=UNGUIDED, request=replace(question.request, options=off))
         for question in decoded
@@ -137,7 +143,7 @@ def _decoded(question: Question, settings: Settings, seed: int) -> Question:
     request = replace(
         question.request,
         options=settings.decoding(task),
-        max_tokens=decoding.MAX_TOKENS.get(task),
+        max_tokens=settings.max_tokens(task),
         temperature=settings.temperature(task),
         seed=seed,
     )

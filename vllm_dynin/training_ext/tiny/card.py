@@ -34,7 +34,7 @@ and sorts. It is there so that serving, training and merging can be tried and me
 - Text: prompts and answers drawn from the phrases in `vllm_dynin/training_ext/tiny/words.py`, which
   are our own. One set of digits in ten is held out.
 - Licence: that of this repository; the digits ask for the credit above.
-- Stored in bfloat16. How it is best asked is in `vllm_dynin/training_ext/tiny/decoding.py`.
+- Stored in bfloat16. How it is best asked is in its `generation_config.json`, which servers follow.
 
 ## Quality
 

@@ -1,32 +1,47 @@
 """How `dynin-tiny` is asked: room for the answers, and the options its answers are best with.
 
-Evaluation, demonstration and model card read them here.
+The checkpoint carries them (`generation_config`), so that every server and engine follows them.
 """
 
 from __future__ import annotations
 
-from vllm_dynin.canvas import Task
-from vllm_dynin.sampling.params import DenoiseParams
+import json
+from typing import Any
 
-MAX_TOKENS: dict[Task, int] = {
-    Task.TEXT_TO_TEXT: 16,
-    Task.IMAGE_TO_TEXT: 16,
-    Task.VIDEO_TO_TEXT: 16,
-    Task.SPEECH_TO_TEXT: 16,
-    Task.TEXT_TO_SPEECH: 48,
-}
-"""Tokens of an answer: well above four words, and above the 38 units of four spoken digits."""
+import msgspec
+
+from vllm_dynin.canvas import Task
+from vllm_dynin.defaults import KEY, Defaults
 
 LONGEST_ANSWER = 64
-"""What a server gives a request that does not say, and the most it gives."""
+"""Length of an answer in a direction without one of its own. An answer region of hundreds of
+tokens is longer than any it was trained on, and answers in it are wrong."""
 
-DECODING: dict[Task, DenoiseParams] = {
-    # Guidance towards what was said so far is for models that lose the text; this one does not.
-    Task.TEXT_TO_SPEECH: DenoiseParams(block_length=8, cfg_scale=0.0),
-    Task.TEXT_TO_IMAGE: DenoiseParams(steps=8, cfg_scale=1.5),
-    Task.IMAGE_TO_IMAGE: DenoiseParams(steps=8, cfg_scale=0.0),
+_WORDS = Defaults(max_tokens=16, temperature=0.0)  # well above four words
+
+DECODING: dict[Task, Defaults] = {
+    Task.TEXT_TO_TEXT: _WORDS,
+    Task.IMAGE_TO_TEXT: _WORDS,
+    Task.VIDEO_TO_TEXT: _WORDS,
+    Task.SPEECH_TO_TEXT: _WORDS,
+    # Four spoken digits are 38 units. Guidance towards what was said so far is for models that
+    # lose the text; this one does not.
+    Task.TEXT_TO_SPEECH: Defaults(
+        max_tokens=48, temperature=0.0, block_length=8, guidance_scale=0.0
+    ),
+    # Not greedy: pictures of one prompt would all be the same.
+    Task.TEXT_TO_IMAGE: Defaults(temperature=1.0, steps=8, guidance_scale=1.5),
+    Task.IMAGE_TO_IMAGE: Defaults(temperature=0.0, steps=8, guidance_scale=0.0),
 }
-"""Options that differ from the serving defaults, which suit models of another size."""
+"""What differs from the family's defaults, which suit models of another size."""
 
-TEMPERATURE: dict[Task, float] = {Task.TEXT_TO_IMAGE: 1.0}
-"""Where it is not 0: greedy pictures of a prompt would all be the same."""
+
+def generation_config() -> dict[str, Any]:
+    """Content of the checkpoint's `generation_config.json`."""
+    own = {task.value: msgspec.to_builtins(defaults) for task, defaults in DECODING.items()}
+    return {"max_new_tokens": LONGEST_ANSWER, KEY: own}
+
+
+def generation_config_text() -> str:
+    """The file itself."""
+    return json.dumps(generation_config(), indent=2) + "\n"

@@ -12,7 +12,6 @@ Each is a checkpoint of the family, so every step goes through the tools that wo
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 import time
@@ -41,7 +40,7 @@ from vllm_dynin.training_ext.initialise import initialise
 from vllm_dynin.training_ext.merge import STAGE1_CONTROLS, MergeOptions, merge
 from vllm_dynin.training_ext.records import Record, SampleContext, SamplePolicy
 from vllm_dynin.training_ext.tiny import digits, words
-from vllm_dynin.training_ext.tiny.decoding import LONGEST_ANSWER
+from vllm_dynin.training_ext.tiny.decoding import generation_config_text
 from vllm_dynin.training_ext.tiny.records import CODED_FRAMES, training_records, up_to
 from vllm_dynin.training_ext.trainer import (
     MemoryMixture,
@@ -414,7 +413,4 @@ def write(out: Path, trained: Path) -> None:
     checkpoint.save_checkpoint(out, model.config, tensors, tokenizer)
     image_codec().save_pretrained(out / IMAGE_CODEC)
     shutil.copytree(TOY_SPEECH_DIRECTORY, out / SPEECH_CODEC)
-    # An answer region of hundreds of tokens is longer than any it was trained on, and answers in
-    # it are wrong. vLLM takes this as the default and the limit of a request's length.
-    room = json.dumps({"max_new_tokens": LONGEST_ANSWER})
-    (out / "generation_config.json").write_text(room + "\n", encoding="utf-8")
+    (out / "generation_config.json").write_text(generation_config_text(), encoding="utf-8")

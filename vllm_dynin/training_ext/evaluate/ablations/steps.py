@@ -16,7 +16,7 @@ from vllm_dynin.training_ext.evaluate.ablations.sweep import Point
 from vllm_dynin.training_ext.evaluate.bench import Bench
 from vllm_dynin.training_ext.evaluate.measure import directions_of, evaluate
 from vllm_dynin.training_ext.evaluate.questions import Settings
-from vllm_dynin.training_ext.tiny.decoding import MAX_TOKENS
+from vllm_dynin.training_ext.tiny.decoding import DECODING
 
 if TYPE_CHECKING:
     from vllm import LLM
@@ -32,8 +32,9 @@ def num_tokens(task: Task, config: LLaDAConfig) -> int:
         task: a measured direction.
         config: of the checkpoint; it has the sizes of images.
     """
-    if task in MAX_TOKENS:
-        return MAX_TOKENS[task]
+    length = DECODING[task].max_tokens
+    if length is not None:
+        return length
     assert isinstance(config, MMadaConfig)
     is_edit = task is Task.IMAGE_TO_IMAGE
     side = config.edit_resolution if is_edit else config.generation_resolution
