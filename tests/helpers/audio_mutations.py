@@ -90,9 +90,9 @@ MUTATIONS = (_flip, _head, _truncate, _word, _splice, _drop)
 
 
 def mutant(files, seed):
-    """The file number `seed`: its format, the mutations' names, and the bytes."""
+    """Mutant number `seed` of files by name: the name, the mutations' names, and the bytes."""
     rng = random.Random(seed)
-    name = FORMATS[seed % len(FORMATS)]
+    name = list(files)[seed % len(files)]
     data = bytearray(files[name])
     chosen = [rng.choice(MUTATIONS) for _ in range(rng.choice([1, 1, 2, 3]))]
     for mutate in chosen:

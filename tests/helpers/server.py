@@ -28,11 +28,13 @@ class Server:
         url: without a slash at the end.
         model: the name requests must give.
         log: file with everything it printed.
+        group: id of the group that its processes are.
     """
 
     url: str
     model: str
     log: Path
+    group: int
 
     def client(self) -> httpx.Client:
         """A plain HTTP client for it."""
@@ -79,7 +81,7 @@ def serve(
         process = subprocess.Popen(
             command, env=environment, stdout=output, stderr=output, start_new_session=True
         )
-    server = Server(f"http://127.0.0.1:{port}", "tiny", log)
+    server = Server(f"http://127.0.0.1:{port}", "tiny", log, process.pid)
     try:
         _wait_until_ready(server, process)
         yield server

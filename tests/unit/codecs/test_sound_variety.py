@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 from helpers.audio_mutations import decode_here
-from helpers.sound_files import RATE, spoken, with_soundfile
+from helpers.sound_files import RATE, at, spoken, with_ffmpeg, with_soundfile
 from helpers.sound_variety import (
     BROKEN,
     COARSE,
@@ -125,9 +125,22 @@ def test_other_channels_are_left_as_they_are():
 def test_a_claim_that_cannot_be_right_is_counted_and_one_that_can_is_refused_at_once():
     short = open_flac(wav(44_100, kind="FLAC"), 2**34)  # four days in 37 kB
     assert len(load_audio(short, target_rate=RATE)) == len(words())
-    limits = MediaLimits(max_seconds=1)
-    with pytest.raises(MediaError, match="duration in seconds is 2"):
-        load_audio(wav(44_100, kind="AIFF"), target_rate=RATE, limits=limits)
+    for most in (1.0, 0.1):
+        with pytest.raises(MediaError, match="duration in seconds is 2"):
+            load_audio(
+                wav(44_100, kind="AIFF"), target_rate=RATE, limits=MediaLimits(max_seconds=most)
+            )
+
+
+def test_a_guessed_duration_is_not_believed():
+    """FFmpeg takes the bit rate of the first frames for that of all: here twelve times too long."""
+    silence, said = np.zeros(RATE, np.float32), np.tile(words(), 4)
+    low, high = (
+        with_ffmpeg(at(44_100, part), 44_100, "adts", "aac", bit_rate=rate)
+        for part, rate in ((silence, 32_000), (said, 256_000))
+    )
+    limits = MediaLimits(max_seconds=10)
+    assert len(load_audio(low + high, target_rate=RATE, limits=limits)) > 9 * RATE
 
 
 def test_the_worker_hears_the_same():

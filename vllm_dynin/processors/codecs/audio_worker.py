@@ -44,10 +44,12 @@ _MERGED_VALUES = 1 << 15
 """Frames of FFmpeg are joined to blocks of so many values: some have 20 samples."""
 _LEAST_BYTES_PER_SECOND = 400
 """Of speech codecs. A header that claims less is not believed: what is decoded is counted."""
+_STATED = ("mov", "matroska", "ogg", "avi", "asf", "aiff", "caf")
+"""Demuxers whose files state a duration; that of the others is guessed from a few frames."""
 
 
 class _LeftToFFmpeg(Exception):
-    """Why libsndfile does not read a file."""
+    """What libsndfile says of a file; nothing where it is not asked."""
 
 
 def decode(stream: BinaryIO, task: dict[str, Any], limits: MediaLimits) -> Iterator[bytes]:
@@ -64,14 +66,14 @@ def decode(stream: BinaryIO, task: dict[str, Any], limits: MediaLimits) -> Itera
         yield _with_libsndfile(stream, task["target_rate"], limits).tobytes()
         return
     except _LeftToFFmpeg as why:
-        reason = str(why)
+        reason = f"libsndfile: {why}; " if str(why) else ""
     try:
         samples = collect(lambda: _ffmpeg_blocks(stream, limits), task["target_rate"], limits)
     except av.error.MemoryError as error:
         raise MemoryError from error
     except (av.FFmpegError, IndexError) as error:
         raise MediaError(
-            f"this is not audio that can be read (libsndfile: {reason}; FFmpeg: "
+            f"this is not audio that can be read ({reason}FFmpeg: "
             f"{getattr(error, 'strerror', None) or error}); {SEND}"
         ) from error
     yield samples.tobytes()
@@ -94,15 +96,15 @@ def _with_libsndfile(stream: BinaryIO, target_rate: int, limits: MediaLimits) ->
     head = stream.read(36)
     if head.startswith(b"ID3") or (head[:1] == b"\xff" and head[1:2] >= b"\xe0"):
         # libsndfile's MP3 decoder writes a line to stderr for every damaged frame.
-        raise _LeftToFFmpeg("MPEG audio is left to FFmpeg")
+        raise _LeftToFFmpeg
     if head.startswith(b"fLaC"):
         # libsndfile believes the length in the header, and needs one.
-        raise _LeftToFFmpeg("FLAC is left to FFmpeg")
+        raise _LeftToFFmpeg
     if head[28:] == b"OpusHead":
         # libsndfile 1.2.2 returns noise for some files when asked for many samples at once.
-        raise _LeftToFFmpeg("Opus is left to FFmpeg")
+        raise _LeftToFFmpeg
     if head.startswith(b"OggS") and not ogg_layout(stream).is_plain:
-        raise _LeftToFFmpeg("it is not one whole Ogg stream")
+        raise _LeftToFFmpeg
     try:
         return collect(lambda: _sndfile_blocks(stream, limits), target_rate, limits)
     except soundfile.LibsndfileError as error:
@@ -153,7 +155,7 @@ def _ffmpeg_blocks(stream: BinaryIO, limits: MediaLimits) -> Iterator[Block]:
         if not container.streams.audio:
             raise MediaError(f"the file has no audio track; {SEND}")
         track = container.streams.audio[0]
-        if container.duration is not None:
+        if container.duration is not None and container.format.name.startswith(_STATED):
             _check_claim(container.duration / av.time_base, size, limits)
         yield from _merged(_frames(container, track, limits))
 
