@@ -215,6 +215,7 @@ class MediaProcessor(BaseMultiModalProcessor[MediaInfo]):
     def _applied(self, inputs: ProcessorInputs, timing_ctx: TimingContext) -> MultiModalInput:
         config = self.info.config
         _check_placeholders(inputs, config.vocabulary)
+        _check_given(inputs)
         options = inputs.hf_processor_mm_kwargs
         task = infer_task(inputs.prompt, config.vocabulary)
         if task in _EDITS and "resolution" not in options:
@@ -300,6 +301,20 @@ def _check_placeholders(inputs: ProcessorInputs, v: Vocabulary) -> None:
                 f"the prompt has {pairs[pair]} places for {kind} input, but {given.get(kind, 0)} "
                 f"came with it; write {chat.MEDIA_PLACEHOLDERS[kind]} once for each"
             )
+
+
+def _check_given(inputs: ProcessorInputs) -> None:
+    """Check that each medium is there: vLLM lets a client name one that it sent before.
+
+    Raises:
+        ValueError: a part has none.
+    """
+    for kind, items in inputs.mm_data_items.items():
+        for number in range(items.get_count()):
+            if items.get(number) is None:
+                raise ValueError(
+                    f"{kind} part {number + 1} has no {kind} in it; send the medium itself"
+                )
 
 
 def _wrapped(opening: int, stand_in: int, count: int, closing: int) -> PromptUpdateDetails:
