@@ -19,8 +19,8 @@ REASONS = {
     "gpu": r"CUDA|GPU|reference parity of a GPU",
     "judges": r"requirements/eval\.lock",
     "python": r"the script wants Python 3\.11",
-    "page": r"no Chromium|playwright",
-    "machine": r"package .* is missing|flite|needs Linux|cores",
+    "page": r"Chromium|playwright",
+    "machine": r"memory nodes|package .* is missing|flite|needs Linux|cores",
     "ray": r"Ray is installed",
     "version": r"this vLLM|of vLLM 0\.",
 }

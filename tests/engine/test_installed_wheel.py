@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -11,21 +12,9 @@ from pathlib import Path
 import pytest
 from helpers.engines import ENVIRONMENT
 from helpers.wheel import build_wheel
+from PIL import Image
 
-USE = """
-from pathlib import Path
-import vllm_dynin as dynin
-from vllm import LLM
-
-package = Path(dynin.__file__).parent
-if __name__ == "__main__":
-    llm = LLM(str(package / "assets" / "tiny-text"), dtype="float32", enforce_eager=True)
-    (answer,) = dynin.generate(
-        llm, [dynin.TextToText("Reverse these words: cat tree moon", max_tokens=16)]
-    )
-    print("package", package)
-    print("answer", answer.text)
-"""
+README = (Path(__file__).parents[2] / "README.md").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -62,12 +51,20 @@ def run(*command: str | Path, cwd: Path | None = None) -> str:
     return done.stdout
 
 
-def test_a_wheel_answers(environment: Path, tmp_path: Path) -> None:
-    (tmp_path / "use.py").write_text(USE)
-    printed = run(environment / "bin" / "python", "use.py", cwd=tmp_path)
-    said = dict(line.split(" ", 1) for line in printed.splitlines() if line.startswith(("p", "a")))
-    assert Path(said["package"]).is_relative_to(environment)
-    assert said["answer"] == "moon tree cat"
+def test_the_first_script_of_the_readme_runs(environment: Path, tmp_path: Path) -> None:
+    """As it stands there, with the package and its checkpoint from the wheel."""
+    (script,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    (package,) = environment.glob("lib/python*/site-packages/vllm_dynin")
+    (tmp_path / "vllm_dynin").mkdir()  # the checkpoint is named by a path in a checkout
+    (tmp_path / "vllm_dynin" / "assets").symlink_to(package / "assets")
+    (tmp_path / "first").mkdir()  # the script's own folder: the other must not be imported
+    said = "\nprint('from', dynin.__file__)\n"
+    (tmp_path / "first" / "script.py").write_text(script + said)
+    printed = run(environment / "bin" / "python", "first/script.py", cwd=tmp_path)
+    assert "one three seven" in printed
+    assert f"from {package}" in printed
+    with Image.open(tmp_path / "seven.png") as picture:
+        assert picture.size == (64, 64)
 
 
 def test_a_wheel_brings_its_command(environment: Path, tmp_path: Path) -> None:
