@@ -74,12 +74,12 @@ def edits(image: bytes, prompt: str = "invert it", mask: bytes | None = None, **
     return Ask("/v1/images/edits", {"prompt": prompt} | STEPS | more, files)
 
 
-def with_image(data: bytes) -> dict[str, Ask]:
-    """An image on every route that takes one."""
+def with_image(data: bytes, *, few: bool = False) -> dict[str, Ask]:
+    """An image on every route that takes one; a `few` of them, for the next refusal of a reader."""
     part = url_part("image", data, "image/png")
     source = part["image_url"]["url"]
     content = [{"type": "input_image", "image_url": source}, {"type": "input_text", "text": "x"}]
-    return {
+    asks = {
         "chat": chat(part, text_part()),
         "chat, streamed": chat(part, text_part(), stream=True),
         "chat, second": chat(url_part("image", PNG, "image/png"), part, text_part()),
@@ -97,16 +97,18 @@ def with_image(data: bytes) -> dict[str, Ask]:
         "edits, mask": edits(PNG, mask=data),
         "edits, streamed": edits(data, stream="true"),
     }
+    kept = ("chat", "chat with image", "edits, mask")
+    return {name: ask for name, ask in asks.items() if name in kept or not few}
 
 
-def with_sound(data: bytes) -> dict[str, Ask]:
-    """A recording on every route that takes one."""
+def with_sound(data: bytes, *, few: bool = False) -> dict[str, Ask]:
+    """A recording on every route that takes one; a `few` of them as for an image."""
     input_audio = {
         "type": "input_audio",
         "input_audio": {"data": base64.b64encode(data).decode(), "format": "wav"},
     }
     part = url_part("audio", data, "audio/wav")
-    return {
+    asks = {
         "chat": chat(input_audio, text_part()),
         "chat, by URL": chat(part, text_part()),
         "chat, streamed": chat(part, text_part(), stream=True),
@@ -116,6 +118,8 @@ def with_sound(data: bytes) -> dict[str, Ask]:
             "/v1/audio/transcriptions", {"stream": "true"}, {"file": data}
         ),
     }
+    kept = ("chat", "chat with audio", "transcriptions")
+    return {name: ask for name, ask in asks.items() if name in kept or not few}
 
 
 def with_video(data: bytes) -> dict[str, Ask]:

@@ -22,7 +22,7 @@ from vllm.entrypoints.serve.exception_handling.register import init_exception_ha
 from vllm.v1.engine.exceptions import EngineGenerateError
 
 from vllm_dynin.entrypoints.http import failures
-from vllm_dynin.entrypoints.http.events import first_of, sse
+from vllm_dynin.entrypoints.http.events import first_of, refused_in_time, sse
 
 
 def application() -> FastAPI:
@@ -83,6 +83,17 @@ def application() -> FastAPI:
 
         return StreamingResponse(lines(), media_type="text/event-stream")
 
+    @app.get("/refused-in-a-stream/{before}")
+    async def refused_stream(before: int):
+        async def lines():
+            for _ in range(before):
+                yield 'data: {"choices": [{"delta": {"content": "error"}}]}\n\n'
+            error = {"message": "steps=0: at least 1", "type": "BadRequestError", "code": 400}
+            yield f"data: {json.dumps({'error': error})}\n\n"
+            yield "data: [DONE]\n\n"
+
+        return await refused_in_time(StreamingResponse(lines(), media_type="text/event-stream"))
+
     @app.get("/half-a-file")
     async def half_a_file():
         async def parts():
@@ -134,6 +145,7 @@ FAILING = {
     "/engine-fails": (500, "KeyError: 'row 7'"),
     "/wordless": (500, "failed to answer this request"),
     "/events/0": (500, "RuntimeError: the decoder broke"),
+    "/refused-in-a-stream/0": (400, "steps=0: at least 1"),
 }
 
 
@@ -167,6 +179,13 @@ def test_streams_end_with_an_event(client, path, caplog):
     assert any(name in record.getMessage() for record in caplog.records)
     assert client.get("/good").status_code == 200
     assert connection_of(client) is before
+
+
+def test_what_has_begun_stays_a_stream(client):
+    answer = client.get("/refused-in-a-stream/2")
+    assert answer.status_code == 200
+    events = [line for line in answer.text.split("\n\n") if line]
+    assert len(events) == 4 and "steps=0" in events[2] and events[3] == "data: [DONE]"
 
 
 def test_half_a_file_does_not_pass_for_a_whole_one(client):

@@ -18,16 +18,16 @@ Handler = Callable[P, Awaitable[Response]]
 _CLIENT_GONE = 499
 
 
-def cancellable(handler: Handler[P]) -> Handler[P]:
+def cancellable(handler: Handler[P], *, is_counted: bool = True) -> Handler[P]:
     """A handler that ends when its client goes away, and counts for vLLM's load tracking.
 
     Args:
         handler: takes the HTTP request as `raw_request`, as vLLM's decorators want it, and its
             body, where it has one, as `request`.
+        is_counted: False where a handler of vLLM's inside of this one counts already.
     """
-    decorated = cast(
-        "Callable[P, Awaitable[Response | None]]", with_cancellation(load_aware_call(handler))
-    )
+    counted = load_aware_call(handler) if is_counted else handler
+    decorated = cast("Callable[P, Awaitable[Response | None]]", with_cancellation(counted))
 
     @wraps(handler)
     async def wrapper(*args: P.args, **kwargs: P.kwargs) -> Response:
