@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+
+from helpers.left_out import REMEDIES
 
 TESTS = Path(__file__).parents[1]
 SOME = """
@@ -61,3 +64,14 @@ def test_each_reason_is_one_line(tmp_path: Path) -> None:
 def test_nothing_is_said_where_nothing_was_left_out(tmp_path: Path) -> None:
     (tmp_path / "test_some.py").write_text("def test_passes(): ...\n")
     assert lines_of(tmp_path) == []
+
+
+def test_ci_installs_what_the_lines_name() -> None:
+    """So that nothing is left out there for want of a package."""
+    script = (TESTS.parent / ".ci" / "run").read_text()
+    (packages,) = re.findall(r"^PACKAGES=\((.*)\)$", script, re.MULTILINE)
+    for remedy in REMEDIES.values():
+        if remedy.startswith("apt-get install "):
+            assert remedy.split()[-1] in packages.split()
+        else:
+            assert remedy in script
