@@ -30,7 +30,7 @@ from helpers.sound_variety import GOOD, WORDS, wav
 from vllm_dynin.processors.codecs.limits import DEFAULT_LIMITS
 
 DYNIN_TINY = Path(vllm_dynin.__file__).parent / "assets" / "dynin-tiny"
-CLIENTS = 8
+CLIENTS = 16
 WARM = 200
 """Mutants before the server's memory is first looked at."""
 MAX_GROWTH = 64 * 2**20
@@ -82,6 +82,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--files", type=int, default=2_000)
     parser.add_argument("--first", type=int, default=0, help="first seed")
+    parser.add_argument("--seconds", type=float, default=3_600, help="stop after this long")
     options = parser.parse_args()
     made = {name: make() for name, make in GOOD.items()}
     folder = Path(tempfile.mkdtemp(prefix="fuzz_sounds_"))
@@ -112,6 +113,8 @@ def main() -> int:
                 memory = resident(server.group)
                 before = before or memory
                 print(f"{first + WARM}: {dict(statuses)}, server {memory >> 20} MiB", flush=True)
+                if time.monotonic() - started > options.seconds:
+                    break
         growth = resident(server.group) - before
     workers = peaks.read(written, "audio_worker")
     if growth > MAX_GROWTH:
@@ -119,8 +122,9 @@ def main() -> int:
     if workers.most > MAX_WORKER:
         failures.append(f"a worker had {workers.most >> 20} MiB")
     print("\n".join(failures))
+    count = sum(statuses.values())
     print(
-        f"{options.files} mutants in {time.monotonic() - started:.0f} s: {dict(statuses)}; server "
+        f"{count} mutants in {time.monotonic() - started:.0f} s: {dict(statuses)}; server "
         f"{growth / 2**20:+.0f} MiB from mutant {WARM} on; {workers.started} workers, "
         f"{workers.started - workers.ended} without an orderly end, the largest "
         f"{workers.most >> 20} MiB; {len(failures)} failures, kept in {folder}"

@@ -46,6 +46,15 @@ class Pipe:
         return len(data)
 
 
+def can_encode(codec: str) -> bool:
+    """Whether PyAV's FFmpeg has an encoder; the builds of PyAV 19 have none for AMR."""
+    try:
+        av.codec.Codec(codec, "w")
+    except av.codec.codec.UnknownCodecError:
+        return False
+    return True
+
+
 def with_soundfile(
     samples: np.ndarray, rate: int, kind: str, subtype: str, endian: str | None = None
 ) -> bytes:

@@ -1,4 +1,4 @@
-"""Nearly three hundred recordings of the same words, each in another form: name → how it is made.
+"""Some three hundred recordings of the same words, each in another form: name → how it is made.
 
 The names say what is special; `WORDS` is what is said in each. `COARSE` are forms that keep too
 little of the sound for `dynin-tiny` (eight bits, the bandwidth of a telephone). `BROKEN` are files
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from helpers.sound_files import at, spoken, with_ffmpeg, with_soundfile
+from helpers.sound_files import at, can_encode, spoken, with_ffmpeg, with_soundfile
 
 Maker = Callable[[], bytes]
 SAID = ("seven", "three")
@@ -65,6 +65,9 @@ def sample_types() -> Iterator[tuple[str, Maker]]:
         yield f"wav {subtype}", lambda s=subtype, r=rate: wav(r, s)
     for subtype in ("PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE"):
         yield f"wav {subtype} stereo 44100", lambda s=subtype: wav(44_100, s, 2)
+    for rate in (12_000, 22_050, 44_100, 48_000, 96_000):
+        for subtype in ("PCM_24", "PCM_32", "FLOAT", "DOUBLE"):
+            yield f"wav {subtype} {rate} Hz", lambda r=rate, s=subtype: wav(r, s)
     for kind, subtype in (("WAVEX", "PCM_16"), ("WAVEX", "PCM_24"), ("WAVEX", "FLOAT"),
                           ("RF64", "PCM_16"), ("RF64", "FLOAT"), ("W64", "PCM_16"),
                           ("AIFF", "PCM_S8"), ("AIFF", "PCM_16"), ("AIFF", "PCM_24"),
@@ -366,6 +369,7 @@ GOOD: dict[str, Maker] = {
     name: make
     for group in (rates, sample_types, containers, channels, wav_heads, cut_off, joined)
     for name, make in group()
+    if "libopencore_amrnb" not in name or can_encode("libopencore_amrnb")
 }
 """Files in which the words are said."""
 

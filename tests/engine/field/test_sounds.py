@@ -37,12 +37,12 @@ def http(tiny):
 def files() -> dict[str, bytes]:
     """Those of which the model can tell the words.
 
-    A process decodes each file but plain WAV, so every other one of these is left out here.
+    A process decodes each file but plain WAV, so two of three of these are left out here.
     """
     told = [name for name in GOOD if name not in COARSE]
     plain = [name for name in told if name.startswith("wav ")]
     others = [name for name in told if not name.startswith("wav ")]
-    names = [*plain, *others[::2]]
+    names = [*plain, *others[::3]]
     return {name: GOOD[name]() for name in names}
 
 
@@ -200,7 +200,8 @@ def test_nothing_is_heard(http, tiny_llm):
         message = BROKEN[name][1]
         for status, text in answers:
             assert 400 <= status < 500, (name, status, text)
-            assert message in text or "empty" in text, (name, text)
+            # vLLM takes an empty `data` for one that was left out.
+            assert message in text or (name == "nothing" and "no audio in it" in text), (name, text)
         with pytest.raises(MediaError):
             requests = [dynin.SpeechToText(files[name])]
             dynin.generate(tiny_llm, requests, use_tqdm=False)

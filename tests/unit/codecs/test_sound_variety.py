@@ -1,4 +1,4 @@
-"""Recordings in nearly three hundred forms: the same words are heard in each.
+"""Recordings in some three hundred forms: the same words are heard in each.
 
 Decoded in this process, as the fuzz tests do; `tests/engine/field` sends the files to a server.
 """
