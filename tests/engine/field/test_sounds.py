@@ -85,6 +85,14 @@ def spoken_to(http: httpx.Client, part: dict[str, Any]) -> httpx.Response:
     return http.post("/v1/chat/completions", json=body)
 
 
+def is_heard(answer: httpx.Response) -> bool:
+    """Whether the recording was read: what a model draws that has not learnt to answer may be
+    nothing."""
+    if answer.status_code == 422:
+        return "without a single unit of speech" in answer.text
+    return bool(answer.json()["choices"][0]["message"]["audio"]["data"])
+
+
 def wrong(names: Any, answers: list[str]) -> dict[str, str]:
     """Answers that are not the words."""
     pairs = zip(names, answers, strict=True)
@@ -168,7 +176,7 @@ def test_text_forms(http, text):
     url = text if text.lower().startswith("data:") else f"data:audio/wav;base64,{text}"
     assert in_chat(http, value).strip() == WORDS
     assert in_chat(http, {"type": "audio_url", "audio_url": {"url": url}}).strip() == WORDS
-    assert spoken_to(http, value).status_code == 200
+    assert is_heard(spoken_to(http, value))
 
 
 @pytest.mark.parametrize(
@@ -177,9 +185,7 @@ def test_text_forms(http, text):
 )
 def test_answered_in_speech(http, name):
     """A few files of different decoders."""
-    answer = spoken_to(http, by_url(GOOD[name]()))
-    assert answer.status_code == 200, answer.text
-    assert answer.json()["choices"][0]["message"]["audio"]["data"]
+    assert is_heard(spoken_to(http, by_url(GOOD[name]())))
 
 
 def test_nothing_is_heard(http, tiny_llm):
