@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from vllm.config import VllmConfig
+from vllm.distributed import get_tensor_model_parallel_rank
 from vllm.v1.worker.gpu.attn_utils import build_attn_metadata
 from vllm.v1.worker.gpu.model_states.interface import ModelState
 
@@ -60,6 +61,7 @@ class MaskedDiffusionState(ModelState):
         self._slot_of: dict[str, int] = {}
         # Of the KV cache, which is made later: the attention backend may choose another block size.
         self._block_size = self._table_unit = 0
+        self._is_measured = False
 
     def get_supported_generation_tasks(self) -> tuple[GenerationTask, ...]:
         """Text generation is the one task vLLM core routes here."""
@@ -142,14 +144,16 @@ class MaskedDiffusionState(ModelState):
         return {}
 
     def _use_most_memory(self) -> None:
-        if self.device.type == "cpu":  # where memory that comes free again is not measured
+        if self._is_measured or self.device.type == "cpu":  # there nothing that comes free counts
             return
+        self._is_measured = True
         media = self.model_config.multimodal_config
+        is_first = get_tensor_model_parallel_rank() == 0  # the others run no codecs
         use_most_memory(
             self._lm,
             max_rows=self.max_num_tokens,
             max_slots=widest_canvas(self.vllm_config),
-            with_codecs=media is not None and not media.skip_mm_profiling,
+            with_codecs=is_first and media is not None and not media.skip_mm_profiling,
         )
 
     def _denoising_requests(self, batch: InputBatch) -> Iterator[DenoisingRequest]:
