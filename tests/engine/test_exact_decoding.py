@@ -135,7 +135,7 @@ def test_first_come_first_served_within_the_budget(reference, checkpoint_folder,
 
 
 def test_short_answers_may_pass_long_ones(reference, checkpoint_folder, four_equal):
-    """40 steps cost two places, 4 steps none: the third request passes the second, not the first."""
+    """40 steps cost two places, 4 none: the third request passes the second, not the first."""
     short = [Case(case.prompt_ids, case.params.clone()) for case in four_equal]
     short[2].params.extra_args["dynin_block_length"] = 20
     short[2].params.extra_args["dynin_steps"] = 4
