@@ -131,8 +131,10 @@ def counted_preemptions(llm: LLM) -> Iterator[list[str]]:
 
 
 @contextmanager
-def preempting(llm: LLM, every: int = 5) -> Iterator[list[str]]:
-    """Take the place of the newest running request away at every so many steps.
+def preempting(llm: LLM, every: int = 5, times: int = 12) -> Iterator[list[str]]:
+    """Take the place of the newest running request away at every so many steps, some times.
+
+    Not for ever: a request starts its active block again, and must come to its end.
 
     Admission reserves all that a request will need, so nothing else preempts one, except vLLM's
     `reset_prefix_cache(reset_running_requests=True)`, which does this for all of them.
@@ -144,7 +146,7 @@ def preempting(llm: LLM, every: int = 5) -> Iterator[list[str]]:
     original, preempted, steps = scheduler.schedule, [], itertools.count(1)
 
     def schedule(*args: Any, **kwargs: Any) -> Any:
-        if next(steps) % every == 0 and scheduler.running:
+        if next(steps) % every == 0 and scheduler.running and len(preempted) < times:
             request = scheduler.running.pop()
             preempted.append(request.request_id)
             scheduler._preempt_request(request, time.monotonic(), drop_stale_output=True)
