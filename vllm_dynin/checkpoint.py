@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -255,7 +255,7 @@ def iter_tensors(path: str | Path) -> Iterator[tuple[str, torch.Tensor]]:
         ValueError: a file is missing or damaged, or a name stands in two shards.
     """
     for name, part in _iter_slices(path):
-        yield name, part[:]
+        yield name, part[...]  # a scale has no dimension to slice
 
 
 def _iter_slices(path: str | Path) -> Iterator[tuple[str, Any]]:
@@ -322,20 +322,47 @@ def save_checkpoint(
     Raises:
         ValueError: `path` exists and `replace` is false, or the tensors do not fit `config`.
     """
-    target = Path(path)
-    if target.exists() and not replace:
-        raise ValueError(f"{target} exists; choose another folder, remove it, or pass replace=True")
-    pairs = tensors.items() if isinstance(tensors, Mapping) else tensors
-    work = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    try:
-        shapes = _write_tensors(work, pairs, max_shard_bytes)
+
+    def finish(work: Path, shapes: dict[str, tuple[int, ...]]) -> None:
         num_rows = check_tensors(shapes, config)
         text = json.dumps(production_config(config, num_rows), indent=2, sort_keys=True)
         (work / "config.json").write_text(text + "\n", encoding="utf-8")
         if tokenizer is not None:
             tokenizer.save_pretrained(work)
+
+    pairs = tensors.items() if isinstance(tensors, Mapping) else tensors
+    write_folder(path, pairs, finish, max_shard_bytes=max_shard_bytes, replace=replace)
+
+
+def write_folder(
+    path: str | Path,
+    tensors: Iterable[tuple[str, torch.Tensor]],
+    finish: Callable[[Path, dict[str, tuple[int, ...]]], None],
+    *,
+    max_shard_bytes: int = 5 * 10**9,
+    replace: bool = False,
+) -> None:
+    """Write a folder of tensors and what goes with them, whole or not at all.
+
+    Args:
+        path: folder to create.
+        tensors: (name, tensor), consumed once, one shard held at a time.
+        finish: given the folder while it has another name, and the shapes that were written; adds
+            the other files, or raises.
+        max_shard_bytes: as `save_checkpoint`.
+        replace: put it in the place of an existing folder.
+
+    Raises:
+        ValueError: `path` exists and `replace` is false.
+    """
+    target = Path(path)
+    if target.exists() and not replace:
+        raise ValueError(f"{target} exists; choose another folder, remove it, or pass replace=True")
+    work = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    try:
+        finish(work, _write_tensors(work, tensors, max_shard_bytes))
         _move_into_place(work, target)
     finally:
         shutil.rmtree(work, ignore_errors=True)

@@ -35,6 +35,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "trajectory": BASE | {"sampling"},
     "outputs": BASE | {"processors", "sampling", "defaults", "planning", "codec_runner"},
     "requests": BASE | {"processors", "sampling", "defaults", "planning", "codec_runner"},
+    "fetch": BASE | {"checkpoint", "processors"},
+    "quantization": BASE | {"checkpoint"},
     "reference": BASE | {"checkpoint", "kernels", "sampling", "processors", "defaults", "planning"},
     "compat": BASE | {"kernels", "processors", "sampling"},
     "sizing": BASE | {"checkpoint", "sampling"},

@@ -20,6 +20,10 @@ COMMANDS = {
         "vllm_dynin.entrypoints.commands.serve",
         "vllm serve with routes for images, speech and transcriptions",
     ),
+    "fetch": (
+        "vllm_dynin.entrypoints.commands.fetch",
+        "a model and its codecs from the hub, in one folder to serve",
+    ),
     "convert-codec": (
         "vllm_dynin.processors.codecs.convert",
         "convert an original .bin or .pt codec to safetensors",
@@ -39,6 +43,10 @@ COMMANDS = {
     "extend-vocab": (
         "vllm_dynin.entrypoints.commands.extend_vocab",
         "add rows for image codes or speech units to a checkpoint",
+    ),
+    "quantize": (
+        "vllm_dynin.entrypoints.commands.quantize",
+        "write a copy of a checkpoint with its large matrices in eight bits",
     ),
     "train": (
         "vllm_dynin.entrypoints.commands.train",

@@ -20,6 +20,12 @@ if TYPE_CHECKING:
     from vllm_dynin.model_executor.model_state import MaskedDiffusionState
 
 
+PUBLISHED = "model.transformer"
+"""Layers tell a quantisation method their published names, whatever attribute holds them here: so
+the lists of a quantised checkpoint (`ignore`, `modules_to_not_convert`), regular expressions
+among them, mean the layers that whoever quantised it meant."""
+
+
 class MaskedDiffusionLM(nn.Module):
     """Bidirectional masked-diffusion language model (LLaDA)."""
 
@@ -41,13 +47,13 @@ class MaskedDiffusionLM(nn.Module):
         self.config = config
         self.is_quantized = vllm_config.quant_config is not None
         self.transformer = BidirectionalTransformer(
-            vllm_config=vllm_config, prefix=f"{prefix}transformer"
+            vllm_config=vllm_config, prefix=f"{prefix}{PUBLISHED}"
         )
         self.lm_head = ParallelLMHead(
             config.vocab_size,
             config.d_model,
             quant_config=vllm_config.quant_config,
-            prefix=f"{prefix}lm_head",
+            prefix=f"{prefix}{PUBLISHED}.ff_out",
         )
         self.head = RestrictedHead(self.lm_head)
         self.wanted: list[WantedRows] = []

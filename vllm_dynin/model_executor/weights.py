@@ -26,6 +26,13 @@ _BLOCK_PLACES: dict[str, tuple[str, str | int | None]] = {
 # NOTE: `transformer.ff_out` is the head, `blocks.N.ff_out` a down projection.
 _TOP_PLACES = {"wte": "transformer.wte", "ln_f": "transformer.ln_f", "ff_out": "lm_head"}
 _NAME = re.compile(r"model\.transformer\.(?:blocks\.(\d+)\.)?(\w+)\.(\w+)")
+# Scales of a quantised KV cache: written beside the projections, or for the block.
+_CACHE_SCALE = re.compile(
+    r"model\.transformer\.blocks\.(\d+)\.(?:[qkv]_proj\.)?([qkv]_scale|[qkv]_zero_point)"
+)
+_ATTENTION = re.compile(r"transformer\.blocks\.\d+\.attention\.attn\.")
+"""Parameters of vLLM's attention itself: a quantised checkpoint may bring them; they are 1 where
+it does not."""
 
 
 def load_checkpoint(
@@ -58,6 +65,9 @@ def load_checkpoint(
             continue
         shapes[name] = tuple(tensor.shape)
         parameter, shard = _place(name)
+        if is_quantized and parameter not in params and _is_idle(name, tensor):
+            del shapes[name]
+            continue
         fits = is_quantized or expected.get(name) == shapes[name]
         if parameter not in params or not fits:
             continue  # reported below, with all others
@@ -74,6 +84,8 @@ def load_checkpoint(
 
 def _place(name: str) -> tuple[str, str | int | None]:
     """Parameter of the model that a published tensor belongs to; an unknown name gets none."""
+    if scale := _CACHE_SCALE.fullmatch(name):
+        return f"transformer.blocks.{scale[1]}.attention.attn.{scale[2]}", None
     match = _NAME.fullmatch(name)
     if match is None:
         return "", None
@@ -82,6 +94,14 @@ def _place(name: str) -> tuple[str, str | int | None]:
         return f"{_TOP_PLACES.get(module, '')}.{kind}", None
     place, shard = _BLOCK_PLACES.get(module, ("", None))
     return f"transformer.blocks.{layer}.{place}.{kind}", shard
+
+
+def _is_idle(name: str, tensor: Tensor) -> bool:
+    """Whether a tensor that tools write for every layer says nothing to this model.
+
+    AutoGPTQ writes the order of the groups where there is none, and biases of zero.
+    """
+    return name.endswith(".g_idx") or (name.endswith(".bias") and not tensor.any())
 
 
 def _check_rows(found: int, built: int) -> None:
@@ -95,6 +115,7 @@ def _check_rows(found: int, built: int) -> None:
 def _check_quantized(
     missing: set[str], shapes: dict[str, tuple[int, ...]], params: Mapping[str, Tensor]
 ) -> None:
+    missing = {name for name in missing if not _ATTENTION.match(name)}
     unexpected = [name for name in shapes if _place(name)[0] not in params]
     if missing or unexpected:
         raise ValueError(

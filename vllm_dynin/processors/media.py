@@ -65,19 +65,47 @@ class CodecFolders:
         return cls(image=image, speech=speech)
 
 
+def published_codec(model_type: str, name: str) -> str | None:
+    """Repository of the codec that a family was published with; None where there is none.
+
+    Args:
+        model_type: of the checkpoint.
+        name: `IMAGE_CODEC` or `SPEECH_CODEC`.
+    """
+    return _PUBLISHED.get((model_type, name))
+
+
 @cache
 def _find(model_path: str, model_type: str, name: str, named: str | None) -> str | None:
     inside = Path(model_path) / (named or name)
-    if inside.is_dir():
-        return str(inside)
-    reference = named or _PUBLISHED.get((model_type, name))
+    reference = str(inside) if inside.is_dir() else named or published_codec(model_type, name)
     if reference is None:
         return None
     try:
-        return str(resolve_checkpoint(reference))
+        folder = resolve_checkpoint(reference)
+        check_has_weights(folder, reference)
     except ValueError as error:
         logger.warning("%s is off: %s", name.replace("_codec", " input and output"), error)
         return None
+    return str(folder)
+
+
+def check_has_weights(folder: Path, name: str) -> None:
+    """Check that a codec has weights that can be read, before anything relies on it.
+
+    Args:
+        folder: of the codec.
+        name: what it goes by: a folder or a repository.
+
+    Raises:
+        ValueError: it has none, or only pickles.
+    """
+    if not any(folder.glob("*.safetensors")):
+        raise ValueError(
+            f"{name} has no *.safetensors file; `vllm-dynin fetch MODEL DIRECTORY` brings a model "
+            "and its codecs in one folder, converted; or download the codec's .bin, .ckpt or .pth "
+            "file and convert it: vllm-dynin convert-codec FILE DIRECTORY"
+        )
 
 
 class MediaCodecs:
