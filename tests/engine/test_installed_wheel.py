@@ -58,7 +58,7 @@ def test_the_first_script_of_the_readme_runs(environment: Path, tmp_path: Path) 
     (tmp_path / "vllm_dynin").mkdir()  # the checkpoint is named by a path in a checkout
     (tmp_path / "vllm_dynin" / "assets").symlink_to(package / "assets")
     (tmp_path / "first").mkdir()  # the script's own folder: the other must not be imported
-    said = "\nprint('from', dynin.__file__)\n"
+    said = "    print('from', dynin.__file__)\n"
     (tmp_path / "first" / "script.py").write_text(script + said)
     printed = run(environment / "bin" / "python", "first/script.py", cwd=tmp_path)
     assert "one three seven" in printed
