@@ -144,12 +144,15 @@ def test_picture_bombs(operated, http):
     assert len(bomb) < 100_000  # 256 million pixels, 768 MB as RGB
     with Peak(operated) as peak:
         refused(
-            http.post(CHAT, json=chat(part("image", data_url("image/png", bomb)))), "max_pixels"
+            http.post(CHAT, json=chat(part("image", data_url("image/png", bomb)))),
+            "max_source_pixels",
         )
         form = {"prompt": "blue", "num_inference_steps": "2"}
-        refused(http.post("/v1/images/edits", data=form, files={"image": bomb}), "max_pixels")
+        refused(
+            http.post("/v1/images/edits", data=form, files={"image": bomb}), "max_source_pixels"
+        )
         files = {"image": picture(), "mask": bomb}
-        refused(http.post("/v1/images/edits", data=form, files=files), "max_pixels")
+        refused(http.post("/v1/images/edits", data=form, files=files), "max_source_pixels")
     assert peak.growth < 100 * MIB
 
 
