@@ -5,6 +5,7 @@ PYTHON ?=
 VENV ?= .venv
 # Where test-newest and compat keep their environments; not in the repository.
 COMPAT ?= .compat
+MEDIUM ?= video
 ARGS ?=
 # `gpu` and `weights` need what most machines lack; `slow` is for `make test-all`.
 QUICK := not gpu and not weights and not slow
@@ -12,7 +13,7 @@ BIN = $(VENV)/bin
 
 export PYTHON COMPAT
 
-.PHONY: help venv judges demo test test-all test-newest compat digest gpu lint format bench wheel clean
+.PHONY: help venv judges demo test test-all test-newest compat digest gpu lint format bench wheel clean fuzz
 
 help:
 	@echo "make demo      start the engine and answer real requests   (ARGS=... is passed on)"
@@ -20,6 +21,7 @@ help:
 	@echo "make test-all  those and the slow ones"
 	@echo "make lint      ruff, mypy, spelling, layer map: what CI runs"
 	@echo "make format    let ruff rewrite the files, and renew the tables of README and docs"
+	@echo "make fuzz      damaged media against a server              (MEDIUM=image, audio or video)"
 	@echo "make bench     the benchmarks, one after the other"
 	@echo "make wheel     dist/vllm_dynin-….whl, to install elsewhere (docs/install.md)"
 	@echo "make gpu       the tests that need a GPU, in at most eight minutes, with a log"
@@ -57,6 +59,8 @@ digest: venv
 
 gpu:
 	@bash packaging/gpu_checks.sh
+fuzz: venv
+	PYTHONPATH=$(CURDIR):tests $(BIN)/python -m helpers.fuzz $(MEDIUM) $(ARGS)
 
 lint: venv
 	$(BIN)/ruff check .

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -74,8 +75,11 @@ def encoded(
         muxer: options of the container.
         has_sound: a silent track stands before the film.
     """
-    stream, rate = io.BytesIO(), Fraction(rate).limit_denominator(1001)
-    with av.open(stream, "w", format=container, options=muxer or {}) as file:
+    rate = Fraction(rate).limit_denominator(1001)
+    with (  # a file with a name, because some containers are opened again to be put together
+        tempfile.NamedTemporaryFile() as target,
+        av.open(target.name, "w", format=container, options=muxer or {}) as file,
+    ):
         if has_sound:
             sound = file.add_stream("aac" if container != "webm" else "libopus", rate=48_000)
             sound.layout = "mono"
@@ -98,7 +102,8 @@ def encoded(
                 file.mux(packet)
         for packet in track.encode(None):
             file.mux(packet)
-    return stream.getvalue()
+        file.close()
+        return target.read()
 
 
 def animated(

@@ -104,24 +104,27 @@ def _check_frame_size(sized: Any, limits: MediaLimits) -> None:
 
 
 def _packets(container: Any, video: Any) -> Iterator[Any]:
-    """Packets up to the end, or to where the file is cut off."""
+    """Packets up to the end, or to where the file is cut off; half a packet there is left out."""
     import av
 
-    packets, has_begun = container.demux(video), False
+    packets, last = container.demux(video), None
     while True:
         try:
             packet = next(packets, None)
         except av.error.MemoryError:
             raise
         except av.error.FFmpegError:
-            if not has_begun:
+            if last is None:
                 raise
             packet = None
         if packet is None:
-            return
-        has_begun = True
+            break
         if packet.size:  # an empty one is the end, which `_decoded` tells the decoder itself
-            yield packet
+            if last is not None:
+                yield last
+            last = packet
+    if last is not None and not last.is_corrupt:
+        yield last
 
 
 def _decoded(container: Any, video: Any) -> Iterator[Any]:
