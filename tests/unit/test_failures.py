@@ -19,7 +19,7 @@ import uvicorn
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse, StreamingResponse
 from vllm.entrypoints.serve.exception_handling.register import init_exception_handler
-from vllm.v1.engine.exceptions import EngineGenerateError
+from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from vllm_dynin.entrypoints.http import failures
 from vllm_dynin.entrypoints.http.events import first_of, refused_in_time, sse
@@ -29,7 +29,8 @@ def application() -> FastAPI:
     """Routes that fail in every way, put together in the order vLLM's server does it."""
     app = FastAPI()
     app.state.args = Namespace(log_error_stack=False, enable_request_id_headers=False)
-    app.state.server = app.state.engine_client = None
+    app.state.server = Namespace(should_exit=False)
+    app.state.engine_client = Namespace(errored=True, is_running=False)
 
     @app.get("/good")
     async def good():
@@ -60,6 +61,10 @@ def application() -> FastAPI:
             raise KeyError("row 7")
         except KeyError as error:
             raise EngineGenerateError from error
+
+    @app.get("/dead")
+    async def dead():
+        raise EngineDeadError
 
     @app.get("/wordless")
     async def wordless():
@@ -143,6 +148,7 @@ FAILING = {
     "/refused": (400, "size=5: too small"),
     "/engine-refuses": (400, "the audio has 5 samples"),
     "/engine-fails": (500, "KeyError: 'row 7'"),
+    "/dead": (500, "the engine has died under this request"),
     "/wordless": (500, "failed to answer this request"),
     "/events/0": (500, "RuntimeError: the decoder broke"),
     "/refused-in-a-stream/0": (400, "steps=0: at least 1"),

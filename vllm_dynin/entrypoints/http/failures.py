@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from vllm.entrypoints.serve import create_error_response
 from vllm.entrypoints.serve.exception_handling.handlers.vllm_error import vllm_error_handler
 from vllm.exceptions import VLLMClientError, VLLMValidationError
-from vllm.v1.engine.exceptions import EngineGenerateError
+from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +66,11 @@ def _traced(error: Exception) -> Exception | None:
 
 
 def _sentence(error: Exception, message: str) -> str:
+    if isinstance(error, EngineDeadError):  # whose own words send the reader to a stack trace
+        return (
+            "the engine has died under this request, and the server ends; send it to another one, "
+            "or again when it is back"
+        )
     first = message.strip().splitlines()[0] if message.strip() else ""
     if type(error).__module__.startswith("vllm.") and first:
         return first
@@ -87,9 +92,16 @@ async def engine_failed(request: HTTPRequest, error: EngineGenerateError) -> Res
     return JSONResponse(body, body["error"]["code"])
 
 
+async def engine_died(request: HTTPRequest, error: EngineDeadError) -> Response:
+    """Answer a request that the engine has died under; vLLM's handler ends the server."""
+    await vllm_error_handler(request, error)
+    return JSONResponse(described(error), 500)
+
+
 def attach(app: FastAPI) -> None:
     """Handle failures of an application. Call behind whatever adds middleware inside of this."""
     app.add_exception_handler(EngineGenerateError, engine_failed)  # type: ignore[arg-type]
+    app.add_exception_handler(EngineDeadError, engine_died)  # type: ignore[arg-type]
     app.add_middleware(Failures)
 
 
