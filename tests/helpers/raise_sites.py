@@ -129,6 +129,8 @@ NOT_MET: list[tuple[str, str, str]] = [
     ("processors/text_tokenizer.py", "", _OPERATOR),
     ("processors/train_tokenizer.py", "", "of training"),
     ("processors/assemble.py", "", "of training and of Python callers that bring codes"),
+    ("planning.py", "generation_config.json: dynin", _OPERATOR),
+    ("planning.py", "the length of an image is its size", _OPERATOR),
     ("canvas.py", "", "laws of the class; the one that requests can break is tried"),
     ("requests/base.py", "NotImplementedError", "abstract"),
     ("requests/base.py", "a checkpoint of model_type ", "of a checkpoint for text"),

@@ -180,6 +180,16 @@ CASES: list[Case] = [
     Case("half a hertz", "must be a whole number of Hz", python=heard((np.ones(9000), 16_000.5))),
     Case("a cube", "samples of shape ", python=heard((np.ones((2, 2, 2)), 16_000))),
     Case("words", " are not audio; use float32", python=heard((np.array(["a"] * 9000), 16_000))),
+    Case(
+        "silence",
+        "there is nothing to be heard in the audio",
+        {
+            name: ask
+            for name, ask in with_sound(_wav(8_000)).items()
+            if not name.startswith("transcriptions")  # which write down nothing
+        },
+        lambda: [SpeechToText(_wav(8_000)), SpeechToSpeech(_wav(8_000))],
+    ),
     # files: video
     Case("no video", "not a readable video", with_video(b"no video"), seen(b"no video")),
     Case(
@@ -350,6 +360,20 @@ CASES: list[Case] = [
         lambda: [FillText("x", ("a", Gap(2)), options=DenoiseParams(target_token_ids=(V.mask,)))],
     ),
     # conversations
+    Case(
+        "a text without a visible character",
+        "there is no text to speak: ",
+        {
+            "speech": Ask("/v1/audio/speech", {"input": " \n", "max_tokens": 8}),
+            "chat with audio": chat(" \n", modalities=["audio"]),
+        },
+        lambda: [TextToSpeech(" \n")],
+    ),
+    Case(
+        "a medium that was sent before",
+        " in it; send the medium itself",
+        {"chat": chat({"type": "image_url", "image_url": None, "uuid": "x"}, text_part())},
+    ),
     Case("no message", "the conversation is empty", python=lambda: [Chat([])]),
     Case(
         "a part of another kind",
