@@ -114,6 +114,7 @@ NOT_MET: list[tuple[str, str, str]] = [
     ("processors/media.py", " codes but the vocabulary ", _OPERATOR),
     ("processors/media_items.py", "", "of LLM.generate with multi_modal_data: tests/engine/omni"),
     ("processors/multimodal.py", "mm_processor_kwargs", "tests/engine/omni/test_bad_input.py"),
+    ("processors/multimodal.py", " in it; send the medium itself", "tests/engine/omni"),
     ("processors/multimodal.py", "resolution=", "tests/engine/omni/test_bad_input.py"),
     ("processors/multimodal.py", "MediaRefusedError(str(error))", "hands on what is refused here"),
     ("processors/templates/sample.py", "", "of training"),

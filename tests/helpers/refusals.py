@@ -55,6 +55,7 @@ from vllm_dynin import (
     Inpaint,
     SpeechToSpeech,
     SpeechToText,
+    TextToSpeech,
     TextToText,
 )
 from vllm_dynin.canvas import Task
@@ -368,11 +369,6 @@ CASES: list[Case] = [
             "chat with audio": chat(" \n", modalities=["audio"]),
         },
         lambda: [TextToSpeech(" \n")],
-    ),
-    Case(
-        "a medium that was sent before",
-        " in it; send the medium itself",
-        {"chat": chat({"type": "image_url", "image_url": None, "uuid": "x"}, text_part())},
     ),
     Case("no message", "the conversation is empty", python=lambda: [Chat([])]),
     Case(

@@ -10,7 +10,6 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -29,7 +28,7 @@ from vllm_dynin.canvas import Task
 from vllm_dynin.config import LLaDAConfig
 from vllm_dynin.entrypoints.http import chat_answers, partials
 from vllm_dynin.entrypoints.http.chat_answers import ChatSoundFormat, Shape
-from vllm_dynin.entrypoints.http.events import DONE, first_of, refused_in_time, sse
+from vllm_dynin.entrypoints.http.events import DONE, first_of, sse
 from vllm_dynin.entrypoints.http.fields import CHAT_MEDIA, CHAT_TEXT
 from vllm_dynin.entrypoints.http.messages import (
     Turn,
@@ -41,12 +40,13 @@ from vllm_dynin.entrypoints.http.messages import (
 from vllm_dynin.entrypoints.http.migration import Information, read_information, triggered
 from vllm_dynin.entrypoints.http.options import (
     Said,
+    noted,
     parse_options,
     quality_steps,
     size_options,
 )
 from vllm_dynin.entrypoints.http.options import one_of as one
-from vllm_dynin.entrypoints.http.routing import cancellable, described
+from vllm_dynin.entrypoints.http.routing import cancellable, described, in_time
 from vllm_dynin.entrypoints.http.service import MediaService, Sent, service_of, together
 from vllm_dynin.entrypoints.http.voices import VoiceId, name_of, style_of
 from vllm_dynin.processors.templates import DIRECTIONS
@@ -134,7 +134,8 @@ async def create_chat(request: ChatBody, raw_request: HTTPRequest) -> Response:
     service: MediaService | None = getattr(raw_request.app.state, "dynin", None)
     wanted = None if service is None else _wanted(request, service)
     if wanted is None:
-        return await _answer_in_text(request=request, raw_request=raw_request)
+        answer = await create_chat_completion(request, raw_request)
+        return noted(await in_time(answer, raw_request), request)
     return await _answer_in_media(request=request, wanted=wanted, raw_request=raw_request)
 
 
@@ -278,11 +279,6 @@ def _options(body: ChatBody, wanted: Wanted, config: LLaDAConfig) -> DenoisePara
         )
         given["style"] = one(voice=voice, additional_information=given.get("style"))
     return parse_options(body.vllm_xargs, **given, guidance_scale=scale, **size_options(body.size))
-
-
-@partial(cancellable, is_counted=False)
-async def _answer_in_text(request: ChatBody, raw_request: HTTPRequest) -> Response:
-    return await refused_in_time(await create_chat_completion(request, raw_request))
 
 
 @cancellable

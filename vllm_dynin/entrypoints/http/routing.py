@@ -6,10 +6,12 @@ from collections.abc import Awaitable, Callable
 from functools import wraps
 from typing import Any, ParamSpec, cast
 
+from fastapi import Request as HTTPRequest
 from fastapi.responses import Response
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.entrypoints.serve.utils.api_utils import load_aware_call, with_cancellation
 
+from vllm_dynin.entrypoints.http.events import refused_in_time
 from vllm_dynin.entrypoints.http.options import Said, noted
 
 P = ParamSpec("P")
@@ -39,6 +41,24 @@ def cancellable(handler: Handler[P], *, is_counted: bool = True) -> Handler[P]:
         return noted(answer, body) if isinstance(body, Said) else answer
 
     return wrapper
+
+
+async def in_time(answer: Response | None, raw_request: HTTPRequest) -> Response:
+    """An answer of a handler of vLLM's, refused by status where it begins with a refusal.
+
+    Not a wrapper around that handler: the cancellation of two wrappers in each other does not
+    reach what the inner one runs.
+    """
+    if answer is None:  # its decorator's, to a client that has gone
+        return Response(status_code=_CLIENT_GONE)
+    return await _in_time(answer=answer, raw_request=raw_request)
+
+
+async def _refused(answer: Response, raw_request: HTTPRequest) -> Response:
+    return await refused_in_time(answer)
+
+
+_in_time = cancellable(_refused, is_counted=False)
 
 
 def described(model: Any = None, media_types: tuple[str, ...] = ()) -> dict[int | str, Any]:

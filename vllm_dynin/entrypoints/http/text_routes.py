@@ -7,7 +7,6 @@ does none of these.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Depends
@@ -19,9 +18,8 @@ from vllm.entrypoints.openai.responses.api_router import create_responses
 from vllm.entrypoints.openai.responses.protocol import ResponsesRequest, ResponsesResponse
 from vllm.entrypoints.serve.utils.api_utils import validate_json_request
 
-from vllm_dynin.entrypoints.http.events import refused_in_time
 from vllm_dynin.entrypoints.http.options import Said
-from vllm_dynin.entrypoints.http.routing import cancellable, described
+from vllm_dynin.entrypoints.http.routing import described, in_time
 
 router = APIRouter()
 
@@ -42,14 +40,12 @@ def _answers(model: Any) -> dict[str, Any]:
 
 
 @router.post("/v1/completions", **_answers(CompletionResponse))
-@partial(cancellable, is_counted=False)
 async def create_text(request: CompletionBody, raw_request: HTTPRequest) -> Response:
     """Go on from a prompt."""
-    return await refused_in_time(await create_completion(request, raw_request))
+    return await in_time(await create_completion(request, raw_request), raw_request)
 
 
 @router.post("/v1/responses", **_answers(ResponsesResponse))
-@partial(cancellable, is_counted=False)
 async def create_response(request: ResponsesBody, raw_request: HTTPRequest) -> Response:
     """Answer an input of text and media in text."""
-    return await refused_in_time(await create_responses(request, raw_request))
+    return await in_time(await create_responses(request, raw_request), raw_request)
