@@ -1,12 +1,18 @@
 """Images that answers link to: found by their names alone, for a while."""
 
+import errno
+import io
 import os
+import subprocess
+import sys
 import time
 from types import SimpleNamespace
 
 import pytest
 
 pytest.importorskip("vllm", reason="the routes are part of the server")
+
+from vllm.exceptions import GracefulHTTPError
 
 from vllm_dynin import envs
 from vllm_dynin.entrypoints.http.image_store import ImageStore
@@ -69,3 +75,60 @@ def test_no_links_without_a_store():
     assert _store_for(GenerationBody(prompt="x"), server) is None
     with pytest.raises(ValueError, match=r"'url'.*use b64_json, or have the operator"):
         _store_for(GenerationBody(prompt="x", response_format="url"), server)
+
+
+FULL = """
+import os, sys, time
+from vllm.exceptions import GracefulHTTPError
+from vllm_dynin.entrypoints.http.image_store import ImageStore
+import pathlib
+folder = pathlib.Path(sys.argv[1])
+store = ImageStore(folder)
+names = []
+for index in range(12):  # 12 times 16 KiB into 64 KiB
+    names.append(store.put(bytes(16384), "png"))
+    os.utime(folder / names[-1], (time.time() - 100 + index,) * 2)
+kept = [store.get(name) is not None for name in names]
+assert kept[-3:] == [True] * 3 and not any(kept[:-4]), kept
+assert all(path.stat().st_size == 16384 for path in folder.iterdir())
+before = sorted(path.name for path in folder.iterdir())
+try:
+    store.put(bytes(1 << 20), "png")
+except GracefulHTTPError as error:
+    assert error.http_status == 507, error
+else:
+    raise AssertionError("a megabyte has found room")
+assert sorted(path.name for path in folder.iterdir()) == before
+"""
+
+
+def test_a_full_disk(tmp_path):
+    """On a real file system of 64 KiB, in a mount namespace of its own."""
+    script = 'mount -t tmpfs -o size=64k tmpfs "$1" && exec "$2" -c "$3" "$1"'
+    command = ["unshare", "-rm", "sh", "-c", script, "sh", str(tmp_path), sys.executable, FULL]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if "unshare" in done.stderr or "mount:" in done.stderr:
+        pytest.skip(f"this machine mounts nothing here: {done.stderr.strip()}")
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_disk_that_others_have_filled(tmp_path, monkeypatch):
+    """No image is dropped in vain, and nothing half written stays."""
+    store = ImageStore(tmp_path)
+    name = store.put(b"x", "png")
+
+    class Full(io.BytesIO):
+        def write(self, data):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    def open_full(file, mode):
+        os.close(file)
+        return Full()
+
+    full = SimpleNamespace(f_bavail=0, f_frsize=4096)
+    monkeypatch.setattr(os, "statvfs", lambda folder: full)
+    monkeypatch.setattr(os, "fdopen", open_full)
+    with pytest.raises(GracefulHTTPError, match="no room") as error:
+        store.put(bytes(100), "png")
+    assert error.value.http_status == 507
+    assert [path.name for path in tmp_path.iterdir()] == [name]

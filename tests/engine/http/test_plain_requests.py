@@ -49,10 +49,10 @@ def sound_of(http: httpx.Client, body: dict[str, Any], route: str) -> bytes:
 
 def test_speech_is_heard(http):
     assert heard(http, sound_of(http, SAY, "/v1/audio/speech"))["text"] == "seven three"
-    body = {"model": "tiny", "modalities": ["audio"], "messages": user("two five")}
-    assert heard(http, sound_of(http, body, "/v1/chat/completions"))["text"] == "two five"
-    old = {"model": "tiny", "messages": user("<|t2s|>nine one"), "additional_information": {}}
-    assert heard(http, sound_of(http, old, "/v1/chat/completions"))["text"] == "nine one"
+    body = {"model": "tiny", "modalities": ["audio"], "messages": user("nine one")}
+    assert heard(http, sound_of(http, body, "/v1/chat/completions"))["text"] == "nine one"
+    old = {"model": "tiny", "messages": user("<|t2s|>seven three"), "additional_information": {}}
+    assert heard(http, sound_of(http, old, "/v1/chat/completions"))["text"] == "seven three"
 
 
 def test_images_take_the_steps_of_the_checkpoint(http):

@@ -7,16 +7,27 @@ here, and only names of that form are read: nothing a client sends becomes a pat
 from __future__ import annotations
 
 import contextlib
+import errno
+import logging
 import os
 import re
 import secrets
 import time
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
+
+from vllm.exceptions import GracefulHTTPError
 
 from vllm_dynin import envs
 
+logger = logging.getLogger(__name__)
+
 MEDIA_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
+_NO_ROOM = (
+    "the server has no room to keep an image to link to; use response_format b64_json, or try "
+    "again later"
+)
 _NAME = re.compile(rf"[0-9a-f]{{32}}\.(?:{'|'.join(MEDIA_TYPES)})")
 
 
@@ -57,14 +68,46 @@ class ImageStore:
         return cls(Path(folder), envs.positive(envs.IMAGE_STORE_SECONDS, cls.seconds))
 
     def put(self, data: bytes, image_format: str) -> str:
-        """Keep a file; its name."""
+        """Keep a file; its name. Where the disk is full, the oldest images make room.
+
+        Raises:
+            GracefulHTTPError: 507, there is no room for it; nothing of it stays.
+        """
         assert image_format in MEDIA_TYPES
         self._tidy()
         name = f"{secrets.token_hex(16)}.{image_format}"
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-        with os.fdopen(os.open(self.folder / name, flags, 0o600), "wb") as file:
-            file.write(data)
-        return name
+        while True:
+            try:
+                self._write(name, data)
+            except OSError as error:
+                if not self._make_room(error, len(data)):
+                    logger.error("the image store %s cannot be written to: %s", self.folder, error)
+                    raise GracefulHTTPError(_NO_ROOM, HTTPStatus.INSUFFICIENT_STORAGE) from error
+            else:
+                return name
+
+    def _write(self, name: str, data: bytes) -> None:
+        """Write a file, or leave nothing."""
+        path = self.folder / name
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            with os.fdopen(file, "wb") as stream:
+                stream.write(data)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+
+    def _make_room(self, error: OSError, num_bytes: int) -> bool:
+        """Delete the oldest image, if that can help; whether it is worth another try."""
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            return False
+        found = self._images()
+        free = os.statvfs(self.folder)
+        room = free.f_bavail * free.f_frsize + sum(size for _, size, _ in found)
+        if not found or room < num_bytes:  # others have filled the disk: ours stay
+            return False
+        found[0][2].unlink(missing_ok=True)
+        return True
 
     def get(self, name: str) -> bytes | None:
         """The file of a name; None where there is none (any more)."""
@@ -81,14 +124,19 @@ class ImageStore:
 
     def _tidy(self) -> None:
         """Delete what is too old or too much."""
+        found = self._images()
+        oldest = time.time() - self.seconds
+        surplus = len(found) - self.max_files + 1
+        for index, (modified, _, path) in enumerate(found):
+            if modified < oldest or index < surplus:
+                path.unlink(missing_ok=True)
+
+    def _images(self) -> list[tuple[float, int, Path]]:
+        """Time, size in bytes and path of every image, the oldest first."""
         found = []
         for entry in os.scandir(self.folder):
             if _NAME.fullmatch(entry.name):
                 with contextlib.suppress(FileNotFoundError):  # another process was first
-                    found.append((entry.stat(follow_symlinks=False).st_mtime, entry.path))
-        found.sort()
-        oldest = time.time() - self.seconds
-        surplus = len(found) - self.max_files + 1
-        for index, (modified, path) in enumerate(found):
-            if modified < oldest or index < surplus:
-                Path(path).unlink(missing_ok=True)
+                    stat = entry.stat(follow_symlinks=False)
+                    found.append((stat.st_mtime, stat.st_size, Path(entry.path)))
+        return sorted(found)
