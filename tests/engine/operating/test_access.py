@@ -12,7 +12,6 @@ from fastapi.testclient import TestClient
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from starlette.routing import Mount, Route, WebSocketRoute
 from vllm.entrypoints.launchers.app import build_app
-from vllm.entrypoints.launchers.cli_args import make_arg_parser
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from vllm_dynin import compat
@@ -72,6 +71,10 @@ def whole_app(monkeypatch: pytest.MonkeyPatch) -> FastAPI:
     monkeypatch.setenv("VLLM_SERVER_DEV_MODE", "1")
     monkeypatch.setenv("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "1")
     compat.guard_every_path()
+    try:
+        from vllm.entrypoints.common.cli_args import make_arg_parser  # 0.33
+    except ImportError:
+        from vllm.entrypoints.launchers.cli_args import make_arg_parser
     parser = make_arg_parser(FlexibleArgumentParser())
     tasks: Any = ("generate", "transcription", "realtime", "render")
     app = build_app(parser.parse_args(["--api-key", KEY]), tasks)
