@@ -6,7 +6,11 @@ PYTHONPATH=tests python -m helpers.fuzz MEDIUM [ARGUMENTS of the medium's own co
 import runpy
 import sys
 
-MODULES = {"video": "helpers.fuzz_videos"}
+MODULES = {
+    "image": "helpers.fuzz_pictures",
+    "audio": "helpers.fuzz_sounds",
+    "video": "helpers.fuzz_videos",
+}
 """Of each medium: the module of its command."""
 
 if __name__ == "__main__":
