@@ -84,3 +84,10 @@ def test_a_client_that_goes_away():
 def test_blank_fields():
     given = {"a": "", "b": " \n", "c": ["", "x"], "d": [""], "e": "null", "f": 0, "g": False}
     assert without_blanks(given, {"a"}) == {"a": "", "c": ["x"], "f": 0, "g": False}
+
+
+def test_white_space_that_is_meant_stays():
+    given = {"stop": "\n", "bad_words": [" "], "prompt": " ", "suffix": "", "language": " "}
+    expected = {"stop": "\n", "bad_words": [" "], "prompt": " "}
+    assert without_blanks(given, set()) == expected
+    assert without_blanks({"stop": [""]}, set()) == {"stop": [""]}  # the engine refuses it

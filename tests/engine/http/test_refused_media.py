@@ -50,7 +50,6 @@ REFUSED: dict[str, dict[str, Any]] = {
     "thinking budget": {"thinking_token_budget": 4},
     "truncation": {"truncate_prompt_tokens": 4},
     "template": {"chat_template": "{{ 1 }}"},
-    "salt": {"cache_salt": ""},
     "model": {"model": "other"},
     "steps": {"vllm_xargs": {"dynin_steps": 0}},
     "misspelt": {"vllm_xargs": {"dynin_stepz": 1}},

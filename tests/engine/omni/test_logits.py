@@ -120,7 +120,7 @@ def test_memory_of_a_large_image(omni, omni_reference, large, record_property):
 
 
 def test_a_large_image_beside_short_texts(omni, omni_reference, large, monkeypatch):
-    """The step's budget holds the image and some of the texts: all move on, by turns."""
+    """The step's budget holds the image and some of the texts: who has begun goes on to its end."""
     heads = Heads(omni_reference.config, 22)
     texts = [
         case_of(
@@ -148,7 +148,7 @@ def test_a_large_image_beside_short_texts(omni, omni_reference, large, monkeypat
         turns = [number for number, step in enumerate(steps) if slot in step]
         waits[slot] = max(b - a for a, b in pairwise(turns))
     assert len(waits) == len(cases)
-    assert max(waits.values()) > 1  # the budget did not hold them all
-    assert max(waits.values()) <= 3
+    assert max(len(step) for step in steps) < len(cases)  # the budget did not hold them all
+    assert max(waits.values()) == 1
     task = [slot.decoder.plan.canvas.task for step in steps for slot in step.values()]
     assert task.count(Task.TEXT_TO_IMAGE) == LARGE["steps"]

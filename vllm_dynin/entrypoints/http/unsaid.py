@@ -20,6 +20,9 @@ _THEIR_OWN = frozenset(
 )
 """Fields whose value is the client's own JSON, where null may mean something."""
 
+_VERBATIM = frozenset({"stop", "bad_words", "prompt", "suffix"})
+"""Fields in which white space is meant: "\\n" ends an answer, and can be what is to be continued."""
+
 
 def without_nulls(data: Any) -> Any:
     """JSON without the fields that are null; items of lists are kept."""
@@ -43,6 +46,9 @@ def without_blanks(form: Mapping[str, Any], required: Set[str]) -> dict[str, Any
     """
     said = {}
     for name, value in form.items():
+        if name in _VERBATIM and value not in ("", "null", None):
+            said[name] = value
+            continue
         if isinstance(value, list) and value:
             value = [item for item in value if not _is_blank(item)] or None
         if name in required or not _is_blank(value):
