@@ -83,6 +83,9 @@ def prepare_cpu() -> None:
     * `TRITON_INTERPRET`: the runner's bookkeeping kernels are Triton; without a compiler for CPUs
       they run in Triton's interpreter. Read when workers import the kernels, which is later.
       Remove when the CPU platform of vLLM brings kernels of its own for the V2 runner.
+    * oneDNN keeps compiled code for the last 1,024 shapes it met, at about a megabyte each. Every
+      recording has a length of its own, so a worker grew by a megabyte with each; the most recent
+      128 are enough, and an operator's own setting holds. Remove when oneDNN counts bytes.
     * AMX: vLLM's CPU attention dies with SIGILL in a process that has not asked the kernel for
       the tile state. Remove when vLLM asks for it (0.32 does not).
     """
@@ -91,6 +94,8 @@ def prepare_cpu() -> None:
     import torch
 
     os.environ.setdefault("TRITON_INTERPRET", "1")
+    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):  # oneDNN's, and torch's
+        os.environ.setdefault(name, "128")
     if torch.cpu._is_amx_tile_supported():
         torch._C._cpu._init_amx()
 

@@ -83,11 +83,19 @@ def _find(model_path: str, model_type: str, name: str, named: str | None) -> str
         return None
     try:
         folder = resolve_checkpoint(reference)
-        check_has_weights(folder, reference)
+        if not inside.is_dir() or _has_pickles(folder):
+            check_has_weights(folder, reference)
     except ValueError as error:
         logger.warning("%s is off: %s", name.replace("_codec", " input and output"), error)
         return None
     return str(folder)
+
+
+def _has_pickles(folder: Path) -> bool:
+    """Whether weights are there in a form that is not read. Else a folder of the checkpoint that
+    has none is damaged, which ends the start (checkpoint_check.py).
+    """
+    return any(file.suffix in (".bin", ".pt", ".pth", ".ckpt") for file in folder.iterdir())
 
 
 def check_has_weights(folder: Path, name: str) -> None:

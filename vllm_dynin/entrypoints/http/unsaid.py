@@ -21,7 +21,7 @@ _THEIR_OWN = frozenset(
 """Fields whose value is the client's own JSON, where null may mean something."""
 
 _VERBATIM = frozenset({"stop", "bad_words", "prompt", "suffix"})
-"""Fields in which white space is meant: "\\n" ends an answer, and can be what is to be continued."""
+"""Fields in which white space is meant: a line break ends an answer, or is to be continued."""
 
 
 def without_nulls(data: Any) -> Any:
