@@ -92,8 +92,9 @@ def _find(model_path: str, model_type: str, name: str, named: str | None) -> str
 
 
 def _has_pickles(folder: Path) -> bool:
-    """Whether weights are there in a form that is not read. Else a folder of the checkpoint that
-    has none is damaged, which ends the start (checkpoint_check.py).
+    """Whether weights are there in a form that is not read.
+
+    A folder of the checkpoint without any is damaged, which ends the start (checkpoint_check.py).
     """
     return any(file.suffix in (".bin", ".pt", ".pth", ".ckpt") for file in folder.iterdir())
 
