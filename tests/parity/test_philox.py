@@ -79,6 +79,7 @@ def test_rows_of_the_whole_vocabulary():
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
 def test_a_gpu_draws_the_same():
     for seed, step, place in PLACES:
         options = {"seed": seed, "step": step, "place": place}

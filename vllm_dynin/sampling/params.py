@@ -190,14 +190,16 @@ def note_stated(params: SamplingParams, **stated: Any) -> SamplingParams:
     VLLM's frontends fill in what is missing before admission sees it. This is an attribute of the
     frontend's object alone: it is no field, and is not sent anywhere.
     """
-    params._dynin_stated = stated  # type: ignore[attr-defined]
+    filled_in = {name: getattr(params, name) for name in stated}
+    params._dynin_stated = stated, filled_in  # type: ignore[attr-defined]
     return params
 
 
 def stated(params: Any) -> dict[str, Any]:
-    """What was noted; without a note, all that the parameters hold is taken as stated."""
+    """What was noted; what was not, or was set to something else since then, is as stated."""
     fields = {name: getattr(params, name, None) for name in STANDARD}
-    return fields | getattr(params, "_dynin_stated", {})
+    noted, filled_in = getattr(params, "_dynin_stated", ({}, {}))
+    return fields | {n: v for n, v in noted.items() if fields[n] == filled_in[n]}
 
 
 @cache

@@ -2,7 +2,7 @@
 
 import pytest
 
-from vllm_dynin.sampling.params import DenoiseParams
+from vllm_dynin.sampling.params import DenoiseParams, stated
 
 
 def test_our_keys_are_read_and_others_left_alone():
@@ -95,3 +95,14 @@ def test_to_sampling_params_checks_what_was_constructed():
     pytest.importorskip("vllm", reason="the parameters are vLLM's")
     with pytest.raises(ValueError, match="dynin_steps=0 is invalid"):
         DenoiseParams(steps=0).to_sampling_params(max_tokens=4)
+
+
+def test_what_is_set_later_is_what_is_stated():
+    """People change parameters and use them again."""
+    pytest.importorskip("vllm")
+    params = DenoiseParams().to_sampling_params(max_tokens=33)
+    assert stated(params) == {"max_tokens": 33, "temperature": None}
+    params.max_tokens = 32
+    assert stated(params)["max_tokens"] == 32
+    params.temperature = 0.5
+    assert stated(params.clone()) == {"max_tokens": 32, "temperature": 0.5}
