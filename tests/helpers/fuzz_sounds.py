@@ -31,8 +31,8 @@ from vllm_dynin.processors.codecs.limits import DEFAULT_LIMITS
 
 DYNIN_TINY = Path(vllm_dynin.__file__).parent / "assets" / "dynin-tiny"
 CLIENTS = 16
-WARM = 200
-"""Mutants before the server's memory is first looked at."""
+WARM = 1_000
+"""Mutants before the server's memory is first looked at: caches by length fill until then."""
 MAX_GROWTH = 64 * 2**20
 MAX_WORKER = DEFAULT_LIMITS.max_decode_bytes + 256 * 2**20
 """The cap on decoding, and the interpreter with its libraries."""
