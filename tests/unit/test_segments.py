@@ -41,8 +41,12 @@ def test_cuts_are_made_at_quiet_places_and_lose_nothing():
 
 
 def test_silence():
+    def sound(amplitude):
+        return np.tile(np.array([amplitude, -amplitude], np.float32), 800)
+
     assert Segment(samples=np.zeros(9, np.float32), start=0).is_silent
-    assert not Segment(samples=np.full(9, 1e-6, np.float32), start=0).is_silent
+    assert Segment(samples=sound(5e-4), start=0).is_silent  # hiss, -66 dBFS
+    assert not Segment(samples=sound(5e-3), start=0).is_silent
 
 
 def test_formats():

@@ -113,7 +113,7 @@ class Parallel:
             optimizer = make_optimizer(model, self.config)
             self._module, optimizer = self.accelerator.prepare(module, optimizer)
             return self._module, optimizer
-        if not dist.is_initialized():
+        if not dist.is_initialized() or self.accelerator.num_processes == 1:
             raise ValueError(
                 "sharding=fsdp2 needs processes: start with `accelerate launch` or `torchrun`, or "
                 "use sharding=none"
