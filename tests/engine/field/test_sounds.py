@@ -208,7 +208,7 @@ def test_nothing_is_heard(http, tiny_llm):
             assert 400 <= status < 500, (name, status, text)
             # vLLM takes an empty `data` for one that was left out.
             assert message in text or (name == "nothing" and "no audio in it" in text), (name, text)
-        with pytest.raises(ValueError, match="request 0"):
+        with pytest.raises(ValueError):
             requests = [dynin.SpeechToText(files[name])]
             dynin.generate(tiny_llm, requests, use_tqdm=False)
         if message:
