@@ -46,7 +46,9 @@ class Columns:
 
 @cache
 def _column_ids(columns: Columns, device: torch.device) -> Tensor:
-    return torch.cat([torch.arange(first, stop, device=device) for first, stop in columns.ranges])
+    with torch.inference_mode(False):  # training in the same process indexes with it too
+        parts = [torch.arange(first, stop, device=device) for first, stop in columns.ranges]
+        return torch.cat(parts)
 
 
 @cache

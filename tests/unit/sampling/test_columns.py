@@ -33,3 +33,12 @@ def test_equal_columns_share_their_tensor():
 def test_empty_ranges_are_refused(ranges):
     with pytest.raises(ValueError, match="must be non-empty"):
         Columns(ranges)
+
+
+def test_ids_made_by_an_engine_can_be_trained_with():
+    columns = Columns(((5, 9), (90_011, 90_013)))
+    with torch.inference_mode():
+        ids = columns.ids(torch.device("cpu"))
+    weight = torch.ones(90_020, requires_grad=True)
+    weight[ids].sum().backward()
+    assert weight.grad.sum() == 6
