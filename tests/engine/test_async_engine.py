@@ -78,7 +78,7 @@ def test_deltas_are_blocks_and_add_up(loop, engine, reference):
     case = block_case(reference, 1)
     outputs = loop.run_until_complete(stream(engine, "delta", case))
     sizes = [len(output.outputs[0].token_ids) for output in outputs]
-    # vLLM joins the deltas that a reader has not taken yet: a slow one sees fewer, cut as these are.
+    # vLLM joins deltas that a reader has not taken yet: a slow one sees fewer, cut as these are.
     assert set(accumulate(sizes)) - {0} <= {8, 16, 24, 27}
     assert tokens_of(outputs) == expected_tokens(reference, case)
     assert [output.finished for output in outputs] == [False] * (len(outputs) - 1) + [True]
