@@ -9,6 +9,9 @@ MEDIUM ?= video
 ARGS ?=
 # `gpu` and `weights` need what most machines lack; `slow` is for `make test-all`.
 QUICK := not gpu and not weights and not slow
+# Processes of `make test`. What shares an engine stays in one of them (tests/conftest.py).
+PROCESSES ?= 2
+PYTEST = $(BIN)/python -m pytest -n $(PROCESSES) --dist loadgroup
 BIN = $(VENV)/bin
 
 export PYTHON COMPAT
@@ -42,10 +45,10 @@ demo: venv
 	@$(BIN)/vllm-dynin demo $(ARGS)
 
 test: venv
-	$(BIN)/python -m pytest -m "$(QUICK)" $(ARGS)
+	$(PYTEST) -m "$(QUICK)" $(ARGS)
 
 test-all: venv
-	$(BIN)/python -m pytest -m "not gpu and not weights" $(ARGS)
+	$(PYTEST) -m "not gpu and not weights" $(ARGS)
 
 test-newest:
 	@bash packaging/compat/newest.sh $(ARGS)

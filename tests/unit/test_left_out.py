@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from helpers.left_out import REMEDIES
 
 TESTS = Path(__file__).parents[1]
@@ -48,12 +49,13 @@ def lines_of(folder: Path, *options: str) -> list[str]:
     return [line for line in done.stdout.splitlines() if line.startswith("left out")]
 
 
-def test_each_reason_is_one_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize("processes", [(), ("-p", "xdist", "-n", "2")], ids=["one", "two"])
+def test_each_reason_is_one_line(tmp_path: Path, processes: tuple[str, ...]) -> None:
     (tmp_path / "test_some.py").write_text(SOME)
     (tmp_path / "test_page.py").write_text(
         'import pytest\npytest.skip("Chromium is not installed", allow_module_level=True)\n'
     )
-    assert sorted(lines_of(tmp_path, "-m", "not gpu")) == [
+    assert sorted(lines_of(tmp_path, "-m", "not gpu", *processes)) == [
         "left out: 1 test: a CUDA device is needed",
         "left out: 1 test: requirements/eval.lock is not installed (make judges)",
         "left out: 2 tests: flite is not installed (apt-get install flite)",
