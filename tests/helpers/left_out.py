@@ -21,7 +21,7 @@ MARKERS = {
     "slow": "slow (make test-all)",
 }
 
-# What collecting left out: by marker, and whole files by reason. With several processes each collects
+# What collecting left out: by marker, and whole files by reason. Each of several processes collects
 # everything, so the counts of one are everybody's.
 _marked: Counter[str] = Counter()
 _files: Counter[str] = Counter()
