@@ -3,7 +3,8 @@
     python packaging/first_start.py [--size 8b|tiny] [ENGINE ARGUMENTS AS JSON]
 
 `8b` has the published sizes and random weights (vLLM's --load-format dummy: nothing is read);
-`tiny` is for a machine without a GPU. Answers mean nothing; times do. The codecs are small ones.
+`tiny` is for a machine without a GPU. The codecs have the published codebooks and, with `8b`, the
+published sizes. Answers mean nothing; times do.
 Each line opens with a word to look for; the last is `DONE`, or `FAILED` with exit status 1 where a
 direction did not answer.
 """
@@ -29,10 +30,12 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 def write(folder: Path, size: str) -> tuple[Path, dict[str, Any]]:
     """The checkpoint, and what the engine is told beside its folder."""
     from helpers.omni_checkpoint import NUM_ROWS, full_tokenizer, write_omni_checkpoint
+    from helpers.random_codecs import write_random_codecs
 
     from vllm_dynin.config import DyninOmniConfig
 
-    write_omni_checkpoint(folder)  # tokenizer and codecs are the same for both
+    write_omni_checkpoint(folder)
+    write_random_codecs(folder, published_size=size == "8b")
     if size == "tiny":
         return folder, {"dtype": "float32", "max_model_len": 2560}
     for path in folder.glob("*.safetensors*"):
