@@ -78,8 +78,41 @@ def philox_uniform_ref(
     return ((words_RK.double() + 0.5) * 2.0**-32).to(dtype)
 
 
+def philox_uniform_rows(
+    slots_R: Tensor,
+    first_column: int,
+    num_columns: int,
+    *,
+    seeds_R: Tensor,
+    steps_R: Tensor,
+    places_R: Tensor,
+) -> Tensor:
+    """As `philox_uniform_ref`, with a key of its own for each row; without a device sync.
+
+    Args:
+        slots_R: int64.
+        first_column: of the columns that are wanted.
+        num_columns: K, at least 1.
+        seeds_R: int64, the bits of the seeds.
+        steps_R: int64 in 0 .. 2**32 - 1.
+        places_R: int64 in 0 .. 2**32 - 1.
+
+    Returns:
+        float64 [R, K], exact and inside (0, 1).
+    """
+    first, stop = first_column // 4, -(-(first_column + num_columns) // 4)
+    groups_G = torch.arange(first, stop, device=slots_R.device)
+    c0, c1, c2, c3 = torch.broadcast_tensors(
+        groups_G, slots_R[:, None], steps_R[:, None], places_R[:, None]
+    )
+    words = philox(c0, c1, c2, c3, seeds_R[:, None] & _LOW, seeds_R[:, None] >> 32 & _LOW)
+    offset = first_column - 4 * first
+    words_RK = torch.stack(words, dim=-1).flatten(1)[:, offset : offset + num_columns]
+    return (words_RK.double() + 0.5) * 2.0**-32
+
+
 def philox(
-    c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor, k0: int, k1: int
+    c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor, k0: int | Tensor, k1: int | Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Four 32-bit words of each counter.
 
@@ -88,7 +121,7 @@ def philox(
         c1: the second words, of the same shape.
         c2: the third.
         c3: the highest.
-        k0: lower half of the key.
+        k0: lower half of the key, or of each counter's key.
         k1: upper half.
 
     Returns:
