@@ -9,9 +9,9 @@ MEDIUM ?= video
 ARGS ?=
 # `gpu` and `weights` need what most machines lack; `slow` is for `make test-all`.
 QUICK := not gpu and not weights and not slow
-# Processes of `make test`. What shares an engine stays in one of them (tests/conftest.py).
+# Processes of `make test`. What shares an engine stays in one of them (tests/helpers/processes.py).
 PROCESSES ?= 2
-PYTEST = $(BIN)/python -m pytest -n $(PROCESSES) --dist loadgroup
+PYTEST = $(BIN)/python -m pytest -n $(PROCESSES)
 BIN = $(VENV)/bin
 
 export PYTHON COMPAT
