@@ -35,6 +35,27 @@ def checks_ranks() -> bool:
     return _flag(CHECK_RANKS, "to have ranks compare their canvases")
 
 
+KERNELS = "DYNIN_KERNELS"
+"""`torch`, `triton` or `cuda`: which form of the sampler's kernels runs; default: by the device."""
+
+
+def kernels() -> str | None:
+    """The form of the kernels that is asked for, None for the one that the device calls for.
+
+    Raises:
+        ValueError: the variable is none of them.
+    """
+    value = os.environ.get(KERNELS)
+    if value not in (None, "", "torch", "triton", "cuda"):
+        raise ValueError(f"{KERNELS}={value!r}; set it to torch, triton or cuda, or leave it unset")
+    return value or None
+
+
+def interprets_triton() -> bool:
+    """Whether Triton's own variable asks for its interpreter."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
 ORDER = "DYNIN_ORDER"
 """`fcfs` (default): first come, first served. `short`: answers of few steps may pass long ones."""
 

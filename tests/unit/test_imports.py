@@ -23,7 +23,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "envs": set(),
     "config": {"tokens"},
     "checkpoint": {"tokens", "config"},
-    "kernels": set(),
+    "kernels": {"envs"},
     "kv_memory": {"config", "sizing"},
     "sampling": BASE | {"kernels"},
     "step_counts": set(),

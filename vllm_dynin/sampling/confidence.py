@@ -8,6 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from vllm_dynin.kernels.row_statistics import RowInputs, row_statistics
+from vllm_dynin.kernels.step_table import Proposal, new_table, place, set_row
 from vllm_dynin.sampling.noise import SlotDraws
 
 Remasking = Literal["low_confidence", "random"]
@@ -25,23 +27,6 @@ class Proposals:
 
     column: Tensor
     confidence: Tensor
-
-
-def gumbel_scores(logits_RK: Tensor, temperature: float, noise_RK: Tensor) -> Tensor:
-    """Scores whose arg-max is a sample of softmax(logits / temperature).
-
-    Args:
-        logits_RK: any floating dtype.
-        temperature: above 0.
-        noise_RK: float64 uniform draws in (0, 1).
-
-    Returns:
-        float64 [R, K]: `exp(logit) / (-ln u) ** temperature`.
-
-    Source: `add_gumbel_noise` of LLaDA / Dynin-Omni; float64 because lower precision measurably
-    hurts generation (their comment, after arXiv 2409.02908).
-    """
-    return logits_RK.double().exp() / (-noise_RK.log()) ** temperature
 
 
 def propose(
@@ -65,16 +50,33 @@ def propose(
 
     Source: `mmu_generate` of Dynin-Omni, steps 4 and 5 of one denoising step.
     """
-    if temperature > 0:
-        assert draws is not None
-        noise_RK = draws.uniform(logits_RK.shape[-1])
-        column = gumbel_scores(logits_RK, temperature, noise_RK).argmax(-1)
-    else:
-        column = logits_RK.argmax(-1)
+    proposal = Proposal.GUMBEL if temperature > 0 else Proposal.ARGMAX
+    found = row_statistics(rows_of_request(logits_RK, draws, proposal, temperature))
+    confidence = found.probability
     if remasking == "random":
         assert draws is not None
         confidence = draws.ranking(torch.float64)
-    else:
-        chosen = logits_RK.gather(-1, column[:, None]).double()[:, 0]
-        confidence = (chosen - logits_RK.double().logsumexp(-1)).exp()
-    return Proposals(column=column, confidence=confidence)
+    return Proposals(column=found.column, confidence=confidence)
+
+
+def rows_of_request(
+    logits_RK: Tensor, draws: SlotDraws | None, proposal: Proposal, temperature: float
+) -> RowInputs:
+    """Rows of one request, guided, for `row_statistics`; not modified.
+
+    Args:
+        logits_RK: any floating dtype.
+        draws: of the slots the rows belong to; None where nothing is drawn.
+        proposal: how a column is chosen.
+        temperature: read where something is drawn.
+    """
+    device = logits_RK.device
+    request_R = torch.zeros(len(logits_RK), dtype=torch.int64, device=device)
+    table = new_table(1, pin=device.type == "cuda")
+    slot_R, values = request_R, {"proposal": proposal, "temperature": temperature}
+    if draws is not None:
+        slot_R, of = draws.slots_R, draws.step
+        values |= {"seed": of.seed, "step": of.step, "place": place(of.region, of.block)}
+    set_row(table, 0, **values)
+    table = table.to(device, non_blocking=True)
+    return RowInputs(logits_RK, table, request_R, slot_R, proposals={proposal})

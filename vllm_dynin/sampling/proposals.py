@@ -5,7 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from vllm_dynin.canvas import Parity
-from vllm_dynin.sampling.confidence import Proposals
+from vllm_dynin.kernels.row_statistics import row_statistics
+from vllm_dynin.kernels.step_table import Proposal
+from vllm_dynin.sampling.confidence import Proposals, rows_of_request
 from vllm_dynin.sampling.noise import SlotDraws
 
 
@@ -35,7 +37,9 @@ def propose_sampled(
     with e ~ Exp(1)); the stream of draws depends on the version of torch.
     """
     if parity is Parity.DEFAULT:
-        logits_RK = logits_RK.float()
+        proposal = Proposal.SOFTMAX if temperature > 0 else Proposal.SOFTMAX_ARGMAX
+        found = row_statistics(rows_of_request(logits_RK, draws, proposal, temperature))
+        return Proposals(column=found.column, confidence=found.probability.float())
     if temperature > 0:
         # 1 is by far the most common, and dividing by it would only copy.
         scaled_RK = logits_RK if temperature == 1 else logits_RK / max(temperature, 1e-5)

@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from vllm_dynin.canvas import GuidanceForm, Parity
+from vllm_dynin.canvas import GuidanceForm
 from vllm_dynin.kernels.row_statistics import RowInputs, row_statistics_ref
+from vllm_dynin.kernels.row_statistics_cpu import row_statistics_cpu
 from vllm_dynin.kernels.step_table import Guidance, Proposal, new_table, place, set_row
-from vllm_dynin.sampling.confidence import propose
 from vllm_dynin.sampling.guidance import guide
 from vllm_dynin.sampling.noise import StepDraws
-from vllm_dynin.sampling.proposals import propose_sampled
 
+FORMS = [row_statistics_ref, row_statistics_cpu]
 SIZES = [(1, 1), (7, 63), (33, 4098), (7, 8193), (1, 126_349)]
 REQUESTS = [
     {"proposal": Proposal.ARGMAX, "seed": 1},
@@ -71,8 +71,8 @@ def inputs(num_rows, num_columns, dtype, spread=4.0):
 
 
 def expected(rows, row):
-    """Column and probability of one row, as the decoder of its request finds them."""
-    values = {"guidance": Guidance.OFF, "step": 0, "place": 0, "seed": 0, "temperature": 0.0}
+    """Column and probability of one row, stated plainly for a request alone."""
+    values = {"guidance": Guidance.OFF, "step": 0, "place": 0, "seed": 0, "temperature": 1.0}
     values |= REQUESTS[int(rows.request_R[row])]
     logits = rows.logits_RK[row : row + 1]
     other = rows.unconditional_UK[rows.pair_R[row]][None]
@@ -80,24 +80,26 @@ def expected(rows, row):
         form = GuidanceForm[values["guidance"].name]
         logits = guide(logits, other, values["guidance_scale"], form)
     logits = logits.masked_fill(rows.forbidden_K, -torch.inf)
-    at = values["place"]
+    at, width, temperature = values["place"], logits.shape[1], values["temperature"]
     draws = StepDraws(values["seed"], at >> 20, at & (1 << 20) - 1, values["step"])
     draws = draws.at(rows.slot_R[row : row + 1])
+    column = logits.argmax(-1)
+    if values["proposal"] is Proposal.GUMBEL:
+        column = (logits.double().exp() / (-draws.uniform(width).log()) ** temperature).argmax(-1)
+    p = logits.double().softmax(-1)
     if values["proposal"] in (Proposal.SOFTMAX, Proposal.SOFTMAX_ARGMAX):
-        found = propose_sampled(
-            logits, draws, temperature=values["temperature"], parity=Parity.DEFAULT
-        )
-    else:
-        temperature = values["temperature"] if values["proposal"] is Proposal.GUMBEL else 0.0
-        found = propose(logits, draws, temperature=temperature, remasking="low_confidence")
-    return int(found.column), float(found.confidence)
+        p = (logits.float() / temperature).softmax(-1)
+        if values["proposal"] is Proposal.SOFTMAX:
+            column = (p / draws.exponential(width, torch.float32)).argmax(-1)
+    return int(column), float(p[0, column])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("num_rows", "num_columns"), SIZES)
-def test_equals_the_decoders(num_rows, num_columns, dtype):
+@pytest.mark.parametrize("form", FORMS)
+def test_proposals(form, num_rows, num_columns, dtype):
     rows = inputs(num_rows, num_columns, dtype)
-    found = row_statistics_ref(rows)
+    found = form(rows)
     for row in range(num_rows):
         column, probability = expected(rows, row)
         assert int(found.column[row]) == column

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from vllm_dynin.sampling.confidence import gumbel_scores, propose
+from vllm_dynin.kernels.row_statistics import gumbel_scores
+from vllm_dynin.sampling.confidence import propose
 from vllm_dynin.sampling.noise import StepDraws
 
 LOGITS = torch.tensor([[1.0, 0.0, 0.5]])
