@@ -133,7 +133,7 @@ NOT_MET: list[tuple[str, str, str]] = [
     ("processors/assemble.py", "", "of training and of Python callers that bring codes"),
     ("planning.py", "generation_config.json: dynin", _OPERATOR),
     ("planning.py", "the length of an image is its size", _OPERATOR),
-    ("canvas.py", "", "laws of the class; the one that requests can break is tried"),
+    ("canvas.py", "", "laws of the class; the planner holds them, and refuses what breaks them"),
     ("requests/base.py", "NotImplementedError", "abstract"),
     ("requests/base.py", "a checkpoint of model_type ", "of a checkpoint for text"),
     ("model_executor/admission.py", "pooling is not supported", "there is no pooling route"),

@@ -19,6 +19,7 @@ from helpers.asks import (
     MASK,
     MP4,
     PNG,
+    STEPS,
     WAV,
     Ask,
     _huge_png,
@@ -36,6 +37,7 @@ from helpers.asks import (
     seen,
     text_part,
     told,
+    url_part,
     with_image,
     with_options,
     with_sound,
@@ -53,8 +55,10 @@ from vllm_dynin import (
     Gap,
     ImageToText,
     Inpaint,
+    MixedAnswer,
     SpeechToSpeech,
     SpeechToText,
+    TextToImage,
     TextToSpeech,
     TextToText,
 )
@@ -370,6 +374,58 @@ CASES: list[Case] = [
         },
         lambda: [TextToSpeech(" \n")],
     ),
+    Case(
+        "a text without a letter",
+        "there is no text to speak: ",
+        {
+            "speech": Ask("/v1/audio/speech", {"input": "🙂 …!", "max_tokens": 8}),
+            "speech, streamed": Ask(
+                "/v1/audio/speech", {"input": "-- ?", "max_tokens": 8, "stream": True}
+            ),
+            "chat with audio": chat("❤️\ufe0f", modalities=["audio"]),
+        },
+        lambda: [TextToSpeech("🙂"), FillSpeech(recording(), "?!", 0.1, 0.2)],
+    ),
+    Case(
+        "a blank description",
+        " has no visible character; say what the image is to show",
+        {
+            f"{name} {text!r}": ask
+            for text in ("", " \n", "\u200b\ufeff")
+            for name, ask in {
+                "generations": Ask("/v1/images/generations", {"prompt": text} | STEPS),
+                "edits": edits(PNG, text),
+                "edits with mask": edits(PNG, text, MASK),
+                "chat with image": chat(text, modalities=["image"]),
+                "chat with edit": chat(
+                    url_part("image", PNG, "image/png"), text_part(text), modalities=["image"]
+                ),
+                "chat with both": chat(
+                    url_part("image", PNG, "image/png"),
+                    text_part(text),
+                    modalities=["text", "image"],
+                ),
+                "chat by task": chat(f"<|t2i|>{text}", additional_information={}),
+            }.items()
+        }
+        | {"no text": chat(url_part("image", PNG, "image/png"), modalities=["image"])},
+        lambda: [
+            TextToImage(" "),
+            EditImage(photograph(), ""),
+            Inpaint(photograph(), Image.new("L", (8, 8), 255), "\u200b"),
+            MixedAnswer(photograph(), "\n"),
+        ],
+    ),
+    Case(
+        "half a character",
+        " half a character (",
+        {
+            name: ask
+            for name, ask in with_text("a \ud800 b").items()
+            if ask.files is None  # a form is UTF-8
+        },
+        told("a \udfff b"),
+    ),
     Case("no message", "the conversation is empty", python=lambda: [Chat([])]),
     Case(
         "a part of another kind",
@@ -385,7 +441,7 @@ CASES: list[Case] = [
     # control tokens in a text
     Case(
         "the mask as text",
-        "is the mask id",
+        ", which stands for what is to be generated; take it out of the text",
         with_text("fill <|mdm_mask|> in"),
         told("a <|mdm_mask|>"),
     ),
@@ -400,7 +456,7 @@ CASES: list[Case] = [
     ),
     Case(
         "a placeholder without its medium",
-        "the prompt has a placeholder for ",
+        "the prompt has the control tokens ",
         {
             name: ask
             for name, ask in with_text(f"a {spelled('soa', 'eoa')} b").items()
@@ -461,7 +517,7 @@ CASES: list[Case] = [
     ),
     Case(
         "a second prompt with the mask",
-        "the unconditional prompt holds the mask id",
+        "the prompt to guide away from has the control token ",
         {
             "completions": Ask(
                 "/v1/completions",

@@ -16,7 +16,7 @@ from openai.types.audio import speech_create_params, transcription_create_params
 from openai.types.chat import completion_create_params
 
 import vllm_dynin
-from vllm_dynin.entrypoints.http import chat, fields, images, speech, transcriptions
+from vllm_dynin.entrypoints.http import chat, edits, fields, images, speech, transcriptions
 
 ROOT = Path(vllm_dynin.__file__).parents[1]
 
@@ -40,7 +40,7 @@ OPENAI = {
             image_edit_params.ImageEditParamsNonStreaming,
             image_edit_params.ImageEditParamsStreaming,
         ),
-        images.EditForm,
+        edits.EditForm,
     ),
     "speech": (
         fields.SPEECH,
@@ -96,9 +96,9 @@ def test_the_page_shows_them():
         (images.GenerationBody, {"prompt": "x", "complexity": "high"}, ("complexity",)),
         (images.GenerationBody, {"prompt": "x", "unheard_of": None, "style": None}, ()),
         (images.GenerationBody, {"prompt": "x", "output_compression": 100}, ()),
-        (images.EditForm, {"prompt": "x", "input_fidelity": "low"}, ()),
-        (images.EditForm, {"prompt": "x", "input_fidelity": "high"}, ("input_fidelity",)),
-        (images.EditForm, {"prompt": "x", "mask": "", "size": "", "n": " "}, ()),
+        (edits.EditForm, {"prompt": "x", "input_fidelity": "low"}, ()),
+        (edits.EditForm, {"prompt": "x", "input_fidelity": "high"}, ("input_fidelity",)),
+        (edits.EditForm, {"prompt": "x", "mask": "", "size": "", "n": " "}, ()),
         (speech.SpeechBody, {"input": "x", "instructions": "", "voice": {"id": "alloy"}}, ()),
     ],
 )
@@ -118,7 +118,7 @@ def test_bodies(body, given, ignored):
         (images.GenerationBody, {"prompt": "x", "svg": {"model": "y"}}, ("svg", "leave it out")),
         (images.GenerationBody, {"prompt": "x", "height": 64}, ("'height' is not supported",)),
         (images.GenerationBody, {"prompt": None}, ("prompt",)),
-        (images.EditForm, {"prompt": "x", "markup": "y"}, ("markup", "mask")),
+        (edits.EditForm, {"prompt": "x", "markup": "y"}, ("markup", "mask")),
         (speech.SpeechBody, {"input": "", "voice": "alloy"}, ("input",)),
     ],
 )

@@ -10,11 +10,12 @@ import pytest
 pytest.importorskip("vllm", reason="the routes are part of the server")
 
 import vllm_dynin
+from vllm_dynin.canvas import Task
 from vllm_dynin.defaults import FAMILY_DEFAULTS
 from vllm_dynin.entrypoints.http import (
     chat,
+    edits,
     fields,
-    images,
     migration,
     options,
     speech,
@@ -38,7 +39,7 @@ def section(page: str, title: str) -> str:
 
 def test_every_field_is_named() -> None:
     own = {
-        "Images": images.EditForm,
+        "Images": edits.EditForm,
         "Speech": speech.SpeechBody,
         "Transcriptions": transcriptions.TranscriptionForm,
     }
@@ -64,7 +65,7 @@ def test_voices_and_qualities() -> None:
             for word in style.split(", "):
                 assert getattr(VOICES[voice], parts.get(word, "speed")) == word, voice
     assert set(options.QUALITIES) <= quoted(section(SERVING, "Images"))
-    steps = {FAMILY_DEFAULTS[task].steps for task in (images.Task("t2i"), images.Task("i2i"))}
+    steps = {FAMILY_DEFAULTS[task].steps for task in (Task("t2i"), Task("i2i"))}
     assert steps == {16, 128}  # as the page says
 
 

@@ -170,7 +170,8 @@ class _Body:
 
 async def _answer(receive: Receive, send: Send, refusal: _RefusedError) -> None:
     """An error as OpenAI's clients know it; the connection is closed, the body not kept."""
-    error = {"message": str(refusal), "type": "invalid_request_error", "code": refusal.status}
+    error: dict[str, object] = {"message": str(refusal), "type": "invalid_request_error"}
+    error |= {"param": None, "code": refusal.status}
     content = json.dumps({"error": error}).encode()
     headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
     headers.append((b"content-length", str(len(content)).encode()))

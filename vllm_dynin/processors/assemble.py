@@ -16,7 +16,7 @@ from vllm_dynin.canvas import Canvas, Parity
 from vllm_dynin.config import LLaDAConfig, MMadaConfig
 from vllm_dynin.processors import chat, templates
 from vllm_dynin.processors.templates.pieces import wrap_image, wrap_speech
-from vllm_dynin.processors.text_tokenizer import TextTokenizer
+from vllm_dynin.processors.text_tokenizer import TextTokenizer, encode_text
 from vllm_dynin.tokens import Vocabulary
 
 Codes = Sequence[int]
@@ -70,7 +70,8 @@ def expand_media(
         if count != given[name]:
             raise ValueError(
                 f"the prompt has {count} {name} placeholders, but {given[name]} {name} inputs "
-                "were given; name each medium once in the messages"
+                "were given; name each medium once in the messages, and take control tokens out of "
+                "their texts"
             )
     return tuple(out)
 
@@ -117,7 +118,7 @@ class PromptAssembler:
         return cls(
             vocabulary=config.vocabulary,
             num_rows=config.vocab_size,
-            encode=partial(tokenizer.encode, add_special_tokens=False),
+            encode=partial(encode_text, tokenizer),
             parity=parity,
             max_length=config.max_sequence_length,
             **blocks,

@@ -298,8 +298,9 @@ def _check_placeholders(inputs: ProcessorInputs, v: Vocabulary) -> None:
     for kind, pair in places.items():
         if pairs[pair] != given.get(kind, 0):
             raise ValueError(
-                f"the prompt has {pairs[pair]} places for {kind} input, but {given.get(kind, 0)} "
-                f"came with it; write {chat.MEDIA_PLACEHOLDERS[kind]} once for each"
+                f"the prompt has {pairs[pair]} places for {kind} input "
+                f"({chat.MEDIA_PLACEHOLDERS[kind]}), but {given.get(kind, 0)} came with it; take "
+                "these control tokens out of the text, or send one medium for each place"
             )
 
 

@@ -9,6 +9,7 @@ Source: `tokenizer_config.json` of GSAI-ML/LLaDA-8B-Instruct, which Dynin-Omni u
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cache
 from typing import Any, Protocol, cast
 
@@ -41,6 +42,16 @@ def control_string(name: str) -> str:
     return control_strings()[getattr(DYNIN_OMNI, name) - DYNIN_OMNI.control.start]
 
 
+def spelled(token_ids: Iterable[int], vocabulary: Vocabulary) -> str:
+    """How a text spells control tokens.
+
+    Args:
+        token_ids: of control tokens.
+        vocabulary: the id layout they are of.
+    """
+    return "".join(control_strings()[token - vocabulary.control.start] for token in token_ids)
+
+
 class TextTokenizer(Protocol):
     """What is used of a Hugging Face tokenizer."""
 
@@ -54,6 +65,22 @@ class TextTokenizer(Protocol):
 
     def decode(self, token_ids: Any, *, skip_special_tokens: bool) -> str:
         """Text of ids."""
+
+
+def encode_text(tokenizer: TextTokenizer, text: str) -> list[int]:
+    """Ids of a text, nothing added.
+
+    Raises:
+        ValueError: it holds half a character, which the tokenizer cannot read.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"the text holds half a character (\\u{ord(text[error.start]):04x}, a lone surrogate), "
+            "which is no text; give whole characters"
+        ) from None
+    return tokenizer.encode(text, add_special_tokens=False)
 
 
 def load_tokenizer(path: str, vocabulary: Vocabulary, **options: Any) -> TextTokenizer:

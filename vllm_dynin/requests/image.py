@@ -20,6 +20,7 @@ from vllm_dynin.requests.media import (
     pinned_image,
     size_like,
 )
+from vllm_dynin.requests.wording import refuse_blank
 
 
 @dataclass(frozen=True)
@@ -27,13 +28,14 @@ class TextToImage(Request):
     """A new image.
 
     Args:
-        description: of the image; may be empty.
+        description: of the image; not blank.
     """
 
     description: str
 
     def prompt(self, checkpoint: Checkpoint) -> Prompt:
         """The description in its block."""
+        refuse_blank(self.description, "the description")
         return Prompt(
             token_ids=checkpoint.assembler.text_to_image(self.description), options=self.options
         )
@@ -95,6 +97,7 @@ class Inpaint(Request):
 
     def prompt(self, checkpoint: Checkpoint) -> Prompt:
         """The description, with the codes outside the mask pinned."""
+        refuse_blank(self.description, "the description")
         known = opened_image(self.image, checkpoint)
         options = self.options
         if options.resolution is None and options.width is None:
@@ -122,6 +125,7 @@ class EditImage(Request):
 
     def prompt(self, checkpoint: Checkpoint) -> Prompt:
         """The sources, then the instruction."""
+        refuse_blank(self.instruction, "the instruction")
         config = checkpoint.media_config
         sources = [opened_image(image, checkpoint) for image in listed(self.image)]
         options = self.options
@@ -152,6 +156,7 @@ class MixedAnswer(Request):
 
     def prompt(self, checkpoint: Checkpoint) -> Prompt:
         """The sources, then the instruction."""
+        refuse_blank(self.instruction, "the instruction")
         config = checkpoint.media_config
         sources = [opened_image(image, checkpoint) for image in listed(self.image)]
         head = checkpoint.assembler.text_image_to_text_image(

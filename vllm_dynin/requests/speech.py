@@ -20,19 +20,7 @@ from vllm_dynin.requests.media import (
     opened_image,
     opened_video,
 )
-
-
-def _refuse_blank(sentence: str) -> None:
-    """Refuse a text without a visible character: the model would make something up.
-
-    Raises:
-        ValueError: it has none.
-    """
-    if not any(char.isprintable() and not char.isspace() for char in sentence):
-        raise ValueError(
-            f"there is no text to speak: {sentence[:20]!r} has no visible character; send the "
-            "words to say"
-        )
+from vllm_dynin.requests.wording import refuse_unspeakable
 
 
 @dataclass(frozen=True)
@@ -40,7 +28,7 @@ class TextToSpeech(Request):
     """A sentence, read aloud.
 
     Args:
-        sentence: what to say. How it sounds is `DenoiseParams.style`.
+        sentence: what to say; it has a letter or a digit. How it sounds is `DenoiseParams.style`.
         instruction: None is the first of those the model was trained with.
     """
 
@@ -49,7 +37,7 @@ class TextToSpeech(Request):
 
     def prompt(self, checkpoint: Checkpoint) -> Prompt:
         """The sentence in its block."""
-        _refuse_blank(self.sentence)
+        refuse_unspeakable(self.sentence)
         head = checkpoint.assembler.text_to_speech(self.sentence, self.instruction)
         return Prompt(token_ids=head, options=self.options)
 
@@ -74,7 +62,7 @@ class FillSpeech(Request):
 
     def prompt(self, checkpoint: Checkpoint) -> Prompt:
         """The sentence, with the units outside the span pinned."""
-        _refuse_blank(self.sentence)
+        refuse_unspeakable(self.sentence)
         samples, rate = opened_audio(self.recording, checkpoint)
         takes = speech_input(checkpoint.speech_folder)
         targets = infill.speech_targets(

@@ -4,7 +4,7 @@ import pytest
 from helpers.http_media import data_url, file_of, wav_of
 from helpers.omni_media import photograph, recording
 
-from vllm_dynin.entrypoints.http import chat, images, speech, text_routes, transcriptions
+from vllm_dynin.entrypoints.http import chat, edits, images, speech, text_routes, transcriptions
 from vllm_dynin.entrypoints.http.fields import ROUTES
 
 IMAGE = data_url(file_of(photograph()).getvalue(), "image/png")
@@ -41,7 +41,7 @@ JSON = {
 }
 MORE = {"tokenize": ("add_special_tokens", "return_token_strs", "model")}
 FORMS = {
-    "edits": ("/v1/images/edits", DRAW, images.EditForm, "image"),
+    "edits": ("/v1/images/edits", DRAW, edits.EditForm, "image"),
     "transcriptions": (
         "/v1/audio/transcriptions",
         {"max_completion_tokens": "4"},

@@ -62,7 +62,7 @@ BAD = [
     (T2S, {}, {}, {"target_token_ids": (V.mask, V.image.start)}, "known id"),
     (TEXT, {}, {}, {"target_token_ids": (V.mask, V.speech.start)}, "known id"),
     ([*T2I, V.mask], {}, {}, {}, "must end with"),
-    ([V.bos, V.mask], {}, {}, {}, "is the mask id"),
+    ([V.bos, V.mask], {}, {}, {}, "the control token <|mdm_mask|>"),
     ([V.bos, 138_752], {}, {}, {}, "138752"),
     # options of another direction, or with nothing to act on
     (TEXT, {}, {}, {"resolution": 64}, "for image output"),

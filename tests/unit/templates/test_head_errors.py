@@ -54,7 +54,10 @@ def test_task_is_inferred(head, task) -> None:
         (lambda: build(T2S[:-1]), r"must end with <\|soa\|>"),
         (lambda: build((7, 138752)), "id 138752 at index 1 of the prompt"),
         (lambda: build((7, -1)), "id -1 at index 1"),
-        (lambda: build((7, 126336)), "row 1 of the prompt is the mask id"),
+        (
+            lambda: build((7, 126336)),
+            r"control token <\|mdm_mask\|> at index 1, which stands",
+        ),
         (lambda: build((7,), 0), "0 slots to generate"),
         (lambda: build((7,), [5, 6]), "no target"),
         (lambda: build((7,), []), "region 0..0"),
@@ -77,9 +80,18 @@ def test_task_is_inferred(head, task) -> None:
         (lambda: build((126096, 126349, 134541)), "s2t prompt holds image codes"),
         (lambda: build((126099, 134541, 126097)), "task takes nothing but text"),
         (lambda: build((126095, 126349, 134541, 126084)), "the task takes image;"),
-        (lambda: build((126089, 126084, 126085, 7)), "placeholder for image at index 1"),
-        (lambda: build((126100, 126086, 126087, 7)), "placeholder for video at index 1"),
-        (lambda: build((126096, 126097, 126098, 7)), "placeholder for audio at index 1"),
+        (
+            lambda: build((126089, 126084, 126085, 7)),
+            "at index 1, a place for image, and no image input",
+        ),
+        (
+            lambda: build((126100, 126086, 126087, 7)),
+            "at index 1, a place for video, and no video input",
+        ),
+        (
+            lambda: build((126096, 126097, 126098, 7)),
+            "at index 1, a place for audio, and no audio input",
+        ),
         (lambda: build((126088, 126084), is_guided=True), "2 short of an empty one"),
         (
             lambda: build(T2I, is_guided=True, unconditional_head=T2S),
@@ -87,7 +99,7 @@ def test_task_is_inferred(head, task) -> None:
         ),
         (
             lambda: build((7,), is_guided=True, unconditional_head=(126336,)),
-            "unconditional prompt holds the mask id",
+            "the prompt to guide away from has the control token",
         ),
         (
             lambda: build((7,), is_guided=True, unconditional_head=(138752,)),

@@ -36,6 +36,14 @@ RECORDING = (np.zeros(8000, np.float32), 16_000)
 CODES, OTHER, FRAMES, UNITS = (1, 2, 3, 4), (5, 6, 7, 8), ((1, 2, 3, 4), (8, 7, 6, 5)), (3, 4)
 VIDEO = tuple(code for frame in FRAMES for code in frame)
 
+
+class NothingSaid(R.TextToImage):
+    """What no client may ask for, but guidance computes."""
+
+    def prompt(self, checkpoint: R.Checkpoint) -> R.Prompt:
+        return R.Prompt(token_ids=checkpoint.assembler.text_to_image(""), options=self.options)
+
+
 # direction → the record, the request a client would make, and the codes of its media by kind.
 PAIRS = {
     "text": (
@@ -112,7 +120,7 @@ PAIRS = {
     ),
     "image generation, nothing said": (
         {"task": Task.TEXT_TO_IMAGE, "target_image": CODES},
-        R.TextToImage(""),
+        NothingSaid(""),
         {},
     ),
     "edit": (

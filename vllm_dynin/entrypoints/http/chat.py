@@ -29,7 +29,7 @@ from vllm_dynin.config import LLaDAConfig
 from vllm_dynin.entrypoints.http import chat_answers, partials
 from vllm_dynin.entrypoints.http.chat_answers import ChatSoundFormat, Shape
 from vllm_dynin.entrypoints.http.events import DONE, first_of, sse
-from vllm_dynin.entrypoints.http.fields import CHAT_MEDIA, CHAT_TEXT
+from vllm_dynin.entrypoints.http.fields import CHAT_MEDIA, CHAT_MEDIA_GREEDY, CHAT_TEXT
 from vllm_dynin.entrypoints.http.messages import (
     Turn,
     build_request,
@@ -230,9 +230,10 @@ def _refuse_unused(body: ChatBody, task: Task) -> None:
     Raises:
         ValueError: something would be.
     """
-    body.follow(CHAT_MEDIA)
+    rules = CHAT_MEDIA_GREEDY if body.temperature == 0 else CHAT_MEDIA
+    body.follow(rules)
     extra = set(body.model_extra or ())
-    for name in sorted((body.model_fields_set | extra) - _OURS - CHAT_MEDIA.keys()):
+    for name in sorted((body.model_fields_set | extra) - _OURS - rules.keys()):
         field = type(body).model_fields.get(name)
         default = None if field is None else field.get_default(call_default_factory=True)
         value = getattr(body, name)

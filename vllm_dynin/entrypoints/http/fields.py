@@ -113,6 +113,11 @@ EDITS: dict[str, Rule] = {
     ),
     "markup": _refused("the model was not trained with marks; use mask, or say it in the prompt"),
 }
+EDITS_JSON: dict[str, Rule] = {
+    **{name: rule for name, rule in EDITS.items() if name != "image"},
+    "images": HONOURED,
+    "image": _refused("a body of JSON has images: [{'image_url': a URL}], a form has files"),
+}
 SPEECH: dict[str, Rule] = {
     "input": HONOURED,
     "model": HONOURED,
@@ -140,6 +145,9 @@ TRANSCRIPTIONS: dict[str, Rule] = {
     "known_speaker_names": _refused("speakers are not told apart", []),
     "known_speaker_references": _refused("speakers are not told apart", []),
 }
+_ALL_COLUMNS = (
+    "proposals are drawn from all columns; accepted with temperature 0, where nothing is drawn"
+)
 _IN_ORDER = "tokens are decided in parallel"
 _TEXT_FIELDS = (
     *("messages", "model", "modalities", "n", "seed", "stop", "stream", "stream_options"),
@@ -153,7 +161,7 @@ CHAT_TEXT: dict[str, Rule] = {
     "presence_penalty": _engine(0, why=_IN_ORDER),
     "logit_bias": _engine({}, why="the columns of a task are fixed"),
     "response_format": _engine({"type": "text"}, why="a grammar needs tokens in reading order"),
-    "top_p": _engine(1, why="proposals are drawn from all columns"),
+    "top_p": _engine(1, why=_ALL_COLUMNS),
     "functions": _refused("use tools", []),
     "function_call": _refused("use tool_choice", "none", "auto"),
     "metadata": _accepted(why="for the client's own records"),
@@ -180,7 +188,7 @@ CHAT_MEDIA: dict[str, Rule] = {
     "presence_penalty": _refused(_IN_ORDER, 0),
     "logit_bias": _refused("the columns of a task are fixed", {}),
     "response_format": _refused(_NO_TEXT, {"type": "text"}),
-    "top_p": _refused("proposals are drawn from all columns", 1),
+    "top_p": _refused(_ALL_COLUMNS, 1),
     "stop": _refused(_NO_TEXT, []),
     "logprobs": _refused(_NO_TEXT, False),
     "top_logprobs": _refused(_NO_TEXT, 0),
@@ -188,6 +196,11 @@ CHAT_MEDIA: dict[str, Rule] = {
     "tool_choice": _refused("an image or speech calls nothing", "none", "auto"),
     "parallel_tool_calls": _accepted(True, False, why="an image or speech calls nothing"),
 }
+CHAT_MEDIA_GREEDY: dict[str, Rule] = {
+    **CHAT_MEDIA,
+    **dict.fromkeys(("top_p", "top_k", "min_p"), _accepted(why="nothing is drawn")),
+}
+"""For an answer with temperature 0."""
 ROUTES: dict[str, Mapping[str, Rule]] = {
     "/v1/images/generations": GENERATIONS,
     "/v1/images/edits": EDITS,

@@ -1,4 +1,4 @@
-"""`/v1/images/generations` and `/v1/images/edits`."""
+"""`/v1/images/generations`, and what it has in common with edits."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import AsyncGenerator, Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
-from fastapi import APIRouter, Form, UploadFile
+from fastapi import APIRouter
 from fastapi import Request as HTTPRequest
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from openai.types import ImagesResponse
 from PIL import Image
-from pydantic import Field, Json
+from pydantic import Field
 from vllm.exceptions import VLLMNotFoundError
 
 from vllm_dynin import envs
@@ -20,7 +20,7 @@ from vllm_dynin.canvas import Task
 from vllm_dynin.config import LLaDAConfig
 from vllm_dynin.entrypoints.http import image_files, partials
 from vllm_dynin.entrypoints.http.events import first_of, sse
-from vllm_dynin.entrypoints.http.fields import EDITS, GENERATIONS
+from vllm_dynin.entrypoints.http.fields import GENERATIONS
 from vllm_dynin.entrypoints.http.image_files import ImageFormat
 from vllm_dynin.entrypoints.http.image_store import MEDIA_TYPES, ImageStore
 from vllm_dynin.entrypoints.http.options import (
@@ -35,17 +35,14 @@ from vllm_dynin.entrypoints.http.options import (
 )
 from vllm_dynin.entrypoints.http.routing import cancellable, described
 from vllm_dynin.entrypoints.http.service import Answer, MediaService, service_of
-from vllm_dynin.entrypoints.http.uploads import read_image, read_mask
 from vllm_dynin.report import REPORT
-from vllm_dynin.requests import EditImage, Inpaint, Request, TextToImage
+from vllm_dynin.requests import Request, TextToImage
 from vllm_dynin.sampling.params import MAX_STEPS, DenoiseParams
 
 router = APIRouter()
 
 MAX_IMAGES = 10
 """Images of one HTTP request, as in OpenAI's API."""
-MAX_SOURCES = 16
-"""Source images of one edit, as in OpenAI's API."""
 
 ANSWERS = described(ImagesResponse, ("text/event-stream",))
 FILES = described(media_types=tuple(MEDIA_TYPES.values()))
@@ -117,24 +114,6 @@ class GenerationBody(ImageBody):
     rules = GENERATIONS
 
 
-class EditForm(ImageBody):
-    """The form of `/v1/images/edits`."""
-
-    rules = EDITS
-
-    image: list[UploadFile] = Field(default=[], description="The image to change.")
-    images: list[UploadFile] = Field(default=[], alias="image[]", description="Several images.")
-    mask: UploadFile | None = Field(
-        None,
-        description="Where to paint: transparent pixels, or white ones where nothing is "
-        "transparent. With a mask, `prompt` describes the whole image.",
-    )
-    vllm_xargs: Json[dict[str, Any]] | None = Field(
-        None,
-        description="As JSON; `dynin_task: i2i` reads `prompt` as an instruction, mask or not.",
-    )
-
-
 @router.post("/v1/images/generations", responses=ANSWERS)
 @cancellable
 async def create_images(request: GenerationBody, raw_request: HTTPRequest) -> Response:
@@ -154,7 +133,7 @@ async def create_images(request: GenerationBody, raw_request: HTTPRequest) -> Re
         )
         for index in range(request.n)
     ]
-    return await _respond(request, wanted, raw_request, "image_generation")
+    return await respond(request, wanted, raw_request, "image_generation")
 
 
 @router.get("/v1/images/files/{name}", response_class=Response, responses=FILES)
@@ -168,48 +147,6 @@ async def read_stored_image(name: str, raw_request: HTTPRequest) -> Response:
     return Response(data, media_type=MEDIA_TYPES[name.rpartition(".")[2]])
 
 
-@router.post("/v1/images/edits", responses=ANSWERS)
-@cancellable
-async def edit_images(
-    request: Annotated[EditForm, Form(media_type="multipart/form-data")], raw_request: HTTPRequest
-) -> Response:
-    """Change images as told, or paint a part of one anew."""
-    request.check()
-    service = service_of(raw_request)
-    uploads = [*request.image, *request.images]
-    if not 1 <= len(uploads) <= MAX_SOURCES:
-        raise ValueError(f"{len(uploads)} images were sent; send 1 to {MAX_SOURCES} as `image`")
-    if request.negative_prompt is not None:
-        raise ValueError("negative_prompt is for /v1/images/generations; leave it out of an edit")
-    sources = [await read_image(upload, service) for upload in uploads]
-    mask = None if request.mask is None else await read_mask(request.mask, service)
-    config = service.checkpoint.config
-    wanted = [_edit(request, index, sources, mask, config) for index in range(request.n)]
-    return await _respond(request, wanted, raw_request, "image_edit")
-
-
-def _edit(
-    form: EditForm,
-    index: int,
-    sources: Sequence[Image.Image],
-    mask: Image.Image | None,
-    config: LLaDAConfig,
-) -> Request:
-    asked = (form.vllm_xargs or {}).get("dynin_task")
-    is_painting = mask is not None and len(sources) == 1 and asked != Task.IMAGE_TO_IMAGE
-    task = Task.TEXT_TO_IMAGE if is_painting else Task.IMAGE_TO_IMAGE
-    common: dict[str, Any] = {
-        "options": form.options(task, config),
-        "seed": form.seed_of(index),
-        "temperature": form.temperature,
-        "trajectory": form.stream,
-    }
-    if is_painting:
-        assert mask is not None
-        return Inpaint(sources[0], mask, form.prompt, **common)
-    return EditImage(list(sources), form.prompt, mask, **common)
-
-
 def _guided_away(text: str, options: DenoiseParams, service: MediaService) -> DenoiseParams:
     """Options that guide away from a description."""
     head = tuple(service.checkpoint.assembler.text_to_image(text))
@@ -220,9 +157,17 @@ def _guided_away(text: str, options: DenoiseParams, service: MediaService) -> De
     return msgspec.structs.replace(options, uncond_prompt_token_ids=head)
 
 
-async def _respond(
+async def respond(
     body: ImageBody, wanted: Sequence[Request], http: HTTPRequest, event: str
 ) -> Response:
+    """The answer of either route.
+
+    Args:
+        body: of the request.
+        wanted: a request for each image.
+        http: the HTTP request.
+        event: name of the events, where it is streamed.
+    """
     service = service_of(http)
     service.model_name(body.model)
     store = _store_for(body, http)

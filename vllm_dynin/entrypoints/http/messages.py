@@ -10,6 +10,7 @@ from vllm.config import ModelConfig
 
 from vllm_dynin.canvas import Task
 from vllm_dynin.entrypoints.http.fetching import fetch, fetch_video, input_audio
+from vllm_dynin.processors.chat import DEFAULT_QUESTION
 from vllm_dynin.requests import (
     EditImage,
     MixedAnswer,
@@ -197,7 +198,8 @@ async def build_request(
     if task is Task.SPEECH_TO_SPEECH:
         return SpeechToSpeech(media["audio"][0], media.get("image", ()), **common)
     if task is Task.VIDEO_TO_SPEECH:
-        return VideoToSpeech(media["video"][0], turn.text, **common)
+        question = turn.text if turn.text.strip() else DEFAULT_QUESTION
+        return VideoToSpeech(media["video"][0], question, **common)
     return TextToSpeech(turn.text, instruction, **common)
 
 

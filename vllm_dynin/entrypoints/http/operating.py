@@ -20,7 +20,7 @@ from vllm.exceptions import GracefulHTTPError
 
 from vllm_dynin import envs
 from vllm_dynin.entrypoints.guard import BodyGuard, BodyLimits
-from vllm_dynin.entrypoints.http import failures
+from vllm_dynin.entrypoints.http import failures, refusals
 from vllm_dynin.entrypoints.http.unsaid import NullsUnsaid
 from vllm_dynin.entrypoints.metrics import watch_encoding
 from vllm_dynin.entrypoints.ui import add_page
@@ -52,6 +52,7 @@ def attach(app: FastAPI) -> None:
     app.add_middleware(BodyGuard, limits=limits)
     app.add_middleware(ClosingGate)
     failures.attach(app)
+    refusals.attach(app)
     if envs.wants_page():
         add_page(app)
 
@@ -88,14 +89,14 @@ class ClosingGate:
 
 
 def _closing_answer() -> JSONResponse:
-    error = {
-        "message": "the server is shutting down and takes no new requests; send it again, to "
-        "another replica or a little later",
-        "type": "service_unavailable",
-        "code": 503,
-    }
+    body = refusals.error_body(
+        "the server is shutting down and takes no new requests; send it again, to another replica "
+        "or a little later",
+        503,
+        kind="service_unavailable",
+    )
     headers = {"Retry-After": str(RETRY_SECONDS), "Connection": "close"}
-    return JSONResponse({"error": error}, 503, headers)
+    return JSONResponse(body, 503, headers)
 
 
 def _announce_shutdown(engine: Any, state: State) -> None:

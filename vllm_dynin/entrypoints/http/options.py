@@ -23,6 +23,7 @@ from pydantic import (
 from vllm_dynin.canvas import Task
 from vllm_dynin.config import LLaDAConfig
 from vllm_dynin.defaults import defaults_of
+from vllm_dynin.entrypoints.http import half_characters, validation
 from vllm_dynin.entrypoints.http.fields import IGNORED_HEADER, Rule, apply
 from vllm_dynin.entrypoints.http.unsaid import without_blanks, without_nulls
 from vllm_dynin.sampling.params import PREFIX, DenoiseParams
@@ -82,6 +83,7 @@ class Said(BaseModel):
         required = {
             field.alias or name for name, field in cls.model_fields.items() if field.is_required()
         }
+        half_characters.check(data)
         said = without_blanks(without_nulls(dict(data)), required)
         kept, ignored = apply(cls.rules, cls.prepared(said))
         cls.check_names(kept)
@@ -101,7 +103,8 @@ def _misshapen(body: type[BaseModel], data: Mapping[str, Any], error: Exception)
         try:
             TypeAdapter[Any](field.annotation).validate_python(value)  # type: ignore[arg-type]
         except ValidationError as found:
-            return f"{name}={repr(value)[:60]}: {found.errors()[0]['msg']}"
+            errors = [{**one, "loc": ("body", name, *one["loc"])} for one in found.errors()]
+            return validation.found(errors, data, body).sentence
         except Exception:
             return f"{name}={repr(value)[:60]} is not of the form this route takes"
     return f"a field is not of the form this route takes ({error})"

@@ -15,6 +15,7 @@ from starlette.datastructures import State
 
 from vllm_dynin.entrypoints.http import (
     chat,
+    edits,
     images,
     operating,
     speech,
@@ -33,6 +34,8 @@ ROUTERS = (
     chat.router,
     text_routes.router,
     images.router,
+    edits.json_router,
+    edits.router,
     speech.router,
     transcriptions.router,
 )

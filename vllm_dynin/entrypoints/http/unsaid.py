@@ -12,7 +12,11 @@ from collections.abc import Mapping, Set
 from typing import Any
 
 from starlette.datastructures import UploadFile
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from vllm_dynin.entrypoints.http import half_characters
+from vllm_dynin.entrypoints.http.refusals import error_body
 
 _NULL = re.compile(rb":\s*null\b")
 _THEIR_OWN = frozenset(
@@ -65,7 +69,10 @@ def _is_blank(value: Any) -> bool:
 
 
 class NullsUnsaid:
-    """Takes null fields out of JSON bodies, for every route, ours and vLLM's."""
+    """Takes null fields out of JSON bodies, for every route, ours and vLLM's.
+
+    Since it reads them, it refuses those with text that is none.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -84,6 +91,9 @@ class NullsUnsaid:
             if not message.get("more_body", False):
                 break
         body = b"".join(parts)
+        if half_characters.may_hold_some(body) and (wrong := _complaint(body)):
+            await JSONResponse(error_body(wrong, 400), 400)(scope, receive, send)
+            return
         if _NULL.search(body):
             body = _rewritten(body)
             length = str(len(body)).encode()
@@ -111,3 +121,16 @@ def _rewritten(body: bytes) -> bytes:
         return json.dumps(without_nulls(json.loads(body))).encode()
     except (ValueError, RecursionError):  # no JSON: the route says so
         return body
+
+
+def _complaint(body: bytes) -> str:
+    """What is wrong with the text of a body; empty if nothing is."""
+    try:
+        data = json.loads(body)
+    except (ValueError, RecursionError):  # no JSON: the route says so
+        return ""
+    try:
+        half_characters.check(data)
+    except ValueError as error:
+        return str(error)
+    return ""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from vllm_dynin.canvas import Task
+from vllm_dynin.processors.text_tokenizer import spelled
 from vllm_dynin.tokens import Modality, Vocabulary
 
 
@@ -117,16 +118,24 @@ def check_media(head_ids: Sequence[int], task: Task, vocabulary: Vocabulary) -> 
     """Check that a head holds the media its direction is about and no others.
 
     Raises:
-        ValueError: a placeholder is left without its medium, the medium of the direction is
-            missing, or there is one that it does not take.
+        ValueError: the mask id is in it, a placeholder is left without its medium, the medium of
+            the direction is missing, or there is one that it does not take.
     """
     v, direction = vocabulary, DIRECTIONS[task]
+    if v.mask in head_ids:
+        raise ValueError(
+            f"the prompt has the control token {spelled([v.mask], v)} at index "
+            f"{list(head_ids).index(v.mask)}, which stands for what is to be generated; take it "
+            "out of the text (infilling has requests and options of its own)"
+        )
     pairs = {(v.soi, v.eoi): "image", (v.sov, v.eov): "video", (v.soa, v.eoa): "audio"}
     for index, pair in enumerate(pairwise(head_ids)):
         if pair in pairs:
+            kind = pairs[pair]
             raise ValueError(
-                f"the prompt has a placeholder for {pairs[pair]} at index {index} and no "
-                f"{pairs[pair]} input for it; send one for each placeholder, or take it out"
+                f"the prompt has the control tokens {spelled(pair, v)} at index {index}, a place "
+                f"for {kind}, and no {kind} input for it; take them out of the text, or send one "
+                "for each place"
             )
     for medium, ids in ((_IMAGE, v.image), (_SPEECH, v.speech)):
         found = next((i for i, token in enumerate(head_ids) if token in ids), None)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from vllm_dynin.canvas import GuidanceForm, Parity, Stream, Task, Unconditional
 from vllm_dynin.processors.templates.directions import DIRECTIONS, check_head
+from vllm_dynin.processors.text_tokenizer import spelled
 from vllm_dynin.tokens import Modality, Vocabulary
 
 # PARITY: the original rebuilds the unconditional ids at every step as so many ids of the empty
@@ -71,8 +72,9 @@ def build_unconditional(
         check_head(unconditional_head, task, vocabulary)
         if vocabulary.mask in unconditional_head:
             raise ValueError(
-                f"the unconditional prompt holds the mask id {vocabulary.mask}; "
-                "end it in front of the first target, the slots are added here"
+                "the prompt to guide away from has the control token "
+                f"{spelled([vocabulary.mask], vocabulary)}, which stands for what is to be "
+                "generated; take it out, and end the prompt in front of the first target"
             )
     if is_image:
         empty = unconditional_head
