@@ -16,8 +16,12 @@ from torch import Tensor
 
 from helpers.training_runs import record, small_context, small_model, small_trainer
 from vllm_dynin.canvas import Task
+from vllm_dynin.training_ext.data import TooManyBad
 from vllm_dynin.training_ext.trainer import TrainConfig, Trainer
+from vllm_dynin.training_ext.trainer.checkpoints import whole_checkpoints
+from vllm_dynin.training_ext.trainer.feed import DataFailed
 from vllm_dynin.training_ext.trainer.parallel import whole
+from vllm_dynin.training_ext.trainer.run import RunOptions, run
 from vllm_dynin.training_ext.trainer.validation import Validator
 
 SETTINGS = {"num_steps": 3, "seed": 3, "learning_rate": 1e-3, "num_warmup_steps": 1}
@@ -73,7 +77,30 @@ def one_run(folder: Path, mode: str) -> Trainer:
     return trainer
 
 
+def check_bad_data(folder: Path) -> None:
+    """One rank's data fail in step 3: both end there, with a checkpoint of step 2."""
+    trainer = small_trainer(TrainConfig(**SETTINGS, sharding="fsdp2"), rows=4)
+    draw, is_failing = trainer.feed.mixture.next_step, trainer.parallel.rank == 1
+
+    def next_step():
+        if trainer.step == 2 and is_failing:
+            raise TooManyBad("rank 1 has too many bad samples")
+        return draw()
+
+    trainer.feed.mixture.next_step = next_step
+    try:
+        run(trainer, folder / "bad", RunOptions())
+    except DataFailed as error:
+        assert str(error) == "rank 1 has too many bad samples"
+    else:
+        raise AssertionError("the run went on")
+    assert [path.name for path in whole_checkpoints(folder / "bad" / "checkpoints")] == [
+        "step-00000002"
+    ]
+
+
 if __name__ == "__main__":
     for name in MODES:
         last = one_run(Path(sys.argv[1]), name)
+    check_bad_data(Path(sys.argv[1]))
     last.parallel.close()

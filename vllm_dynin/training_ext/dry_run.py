@@ -79,17 +79,21 @@ def sequence(task: Task, stage_task: StageTask) -> Sequence:
     if task is Task.TEXT_TO_SPEECH and units and policy.num_targets:
         length = _TEXT_BLOCK + 1 + policy.num_targets
         return Sequence(task=name, length=length, num_targets=policy.num_targets, columns="speech")
-    if policy.row_length:
-        targets = policy.row_length
-        if units:
-            targets -= 3 + units  # task token, soa, eoa
-        elif task is not Task.TEXT_TO_TEXT:
-            frames = stage_task.num_frames or 1
-            targets -= 3 + frames * image_tokens(stage_task.resolution or 0)
-        return Sequence(task=name, length=policy.row_length, num_targets=targets, columns="text")
+    medium = 0
+    if units:
+        medium = 3 + units  # task token, soa, eoa
+    elif task is not Task.TEXT_TO_TEXT:
+        medium = 3 + (stage_task.num_frames or 1) * image_tokens(stage_task.resolution or 0)
+    longest = policy.row_length or policy.max_length
+    if policy.num_targets:
+        length = medium + _TEXT_BLOCK + policy.num_targets
+        length = length if longest is None else min(length, longest)
+        return Sequence(task=name, length=length, num_targets=policy.num_targets, columns="text")
+    if longest:
+        return Sequence(task=name, length=longest, num_targets=longest - medium, columns="text")
     raise ValueError(
-        f"the rows of {task.value} have no length; give its policy row_length or num_targets, and "
-        "its stage a resolution or units"
+        f"the rows of {task.value} have no length; give its policy row_length, max_length or "
+        "num_targets, and its stage a resolution or units"
     )
 
 

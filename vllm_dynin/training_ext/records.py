@@ -21,7 +21,7 @@ from vllm_dynin.canvas import Parity, Task
 from vllm_dynin.config import LLaDAConfig
 from vllm_dynin.processors import chat, templates
 from vllm_dynin.processors.assemble import PromptAssembler
-from vllm_dynin.processors.templates import DIRECTIONS, EosPolicy, Filler, Sample
+from vllm_dynin.processors.templates import DIRECTIONS, DoesNotFit, EosPolicy, Filler, Sample
 from vllm_dynin.processors.text_tokenizer import TextTokenizer
 from vllm_dynin.tokens import Modality
 from vllm_dynin.training_ext.released_layouts import Layout, Pair, released_layout
@@ -120,6 +120,8 @@ class SamplePolicy:
         num_targets: slots of the answer's region; a shorter answer is filled up with EOS.
         row_length: positions of the whole row instead: the region is what the prompt leaves.
         max_filler: where neither is given, EOS behind the ending, drawn up to this number.
+        max_length: positions of a row at most; EOS make room for the answer, and a longer row is
+            refused. None sets no limit.
         overflow: an answer too long for its region is refused, or cut (its ending stays).
         dropout: probability with which the condition's text is dropped, for guidance.
         identity: probability with which an edit becomes the source itself, without instruction.
@@ -139,6 +141,7 @@ class SamplePolicy:
     num_targets: int | None = None
     row_length: int | None = None
     max_filler: int = 0
+    max_length: int | None = None
     overflow: Literal["refuse", "cut"] = "refuse"
     dropout: float = 0.0
     identity: float = 0.0
@@ -151,7 +154,7 @@ class SamplePolicy:
         for name in ("dropout", "identity"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be from 0 to 1")
-        for name in ("num_targets", "row_length", "text_block", "audio_block"):
+        for name in ("num_targets", "row_length", "max_length", "text_block", "audio_block"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value} must be at least 1, or None")
@@ -256,8 +259,8 @@ def make_sample(
         draws: the decisions, where they are shared by several records.
 
     Raises:
-        ValueError: there is no policy for the direction, or a text, answer or code does not fit;
-            the message names the record.
+        DoesNotFit: a text or an answer is longer than its place; the message names the record.
+        ValueError: there is no policy for the direction, or a code is none of the model's.
     """
     policy = context.policies.get(record.task)
     if policy is None:
@@ -265,6 +268,8 @@ def make_sample(
     draws = draw(record.task, policy, rng) if draws is None else draws
     try:
         return _lay_out(record, context, policy, draws)
+    except DoesNotFit as error:
+        raise DoesNotFit(f"{record.where}: {error}") from error
     except ValueError as error:
         raise ValueError(f"{record.where}: {error}") from error
 
@@ -281,6 +286,11 @@ def _lay_out(record: Record, context: SampleContext, policy: SamplePolicy, draws
     num_targets = None
     if DIRECTIONS[record.task].output is not Modality.IMAGE:
         num_targets = _region_length(len(head), len(target), policy, draws)
+    elif policy.max_length is not None and len(head) + len(target) > policy.max_length:
+        raise DoesNotFit(
+            f"the row takes {len(head) + len(target)} positions, and has {policy.max_length} at "
+            "most; use smaller images, or raise policy.max_length"
+        )
     return assembler.sample(
         head,
         target,
@@ -327,8 +337,10 @@ def _region_length(num_head: int, num_answer: int, policy: SamplePolicy, draws: 
         length = policy.num_targets
     elif policy.row_length is not None:
         length = policy.row_length - num_head
+    if policy.max_length is not None:
+        length = min(length, policy.max_length - num_head)
     if length < 1 or (length < needed and policy.overflow == "refuse"):
-        raise ValueError(
+        raise DoesNotFit(
             f"the answer takes {needed} slots with its ending, its region has {length}; leave the "
             "record out, make room, or set overflow to cut"
         )

@@ -65,14 +65,14 @@ def test_transients_by_hand():
 def test_lengths_of_the_paper():
     stages = dry_run.paper_stages()
     lengths = [{row.task: row.length for row in dry_run.sequences(stage)} for stage in stages]
-    assert lengths[0] == {"V2T": 512 + 131, "S2T": 250 + 131, "T2S": 250 + 130}
+    assert lengths[0] == {"V2T": 512 + 3 + 256, "S2T": 425 + 3 + 256, "T2S": 425 + 130}
     assert lengths[1]["T2I"] == 128 + 441 + 2
     assert lengths[1]["I2I"] == 5 + 2 * 256 + 128
-    assert lengths[1]["V2T"] == 3 + 980 + 128
-    assert lengths[2]["V2T"] == 3 + 980 + 256
+    assert lengths[1]["V2T"] == lengths[1]["T2T"] == 2048
+    assert lengths[2]["V2T"] == lengths[2]["T2T"] == 4096
     assert lengths[2]["T2I"] == 1154
     assert lengths[2]["I2I"] == 1015
-    assert dry_run.tokens_per_step(stages[0]) == pytest.approx(128 * (643 + 381 + 380) / 3)
+    assert dry_run.tokens_per_step(stages[0]) == pytest.approx(128 * (771 + 684 + 555) / 3)
 
 
 def test_activations_by_hand():
@@ -98,7 +98,7 @@ def test_command(capsys, tmp_path):
     assert cli.main(["dry-run"]) == 0
     out = capsys.readouterr().out
     assert "8,116,244,480 parameters" in out
-    assert "stage1: 32 GPUs, 128 sequences a step (4 a GPU), 59,904 tokens a step" in out
+    assert "stage1: 32 GPUs, 128 sequences a step (4 a GPU), 85,760 tokens a step" in out
     assert "128 does not divide over 40 GPUs" in out
     assert cli.main(["dry-run", str(tmp_path)]) == 1
     assert "config.json is missing" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """A run in a folder: its log, its validation, going on after a cut, and what it leaves to serve."""
 
 import json
+from dataclasses import replace
 from itertools import islice
 
 import pytest
@@ -13,8 +14,10 @@ from transformers import AutoTokenizer
 from vllm_dynin import checkpoint
 from vllm_dynin.canvas import Task
 from vllm_dynin.reference.backbone import load_reference
+from vllm_dynin.training_ext.data import TooManyBad
 from vllm_dynin.training_ext.trainer import TrainConfig
 from vllm_dynin.training_ext.trainer.export import Companions
+from vllm_dynin.training_ext.trainer.feed import DataFailed
 from vllm_dynin.training_ext.trainer.run import RunOptions, run
 from vllm_dynin.training_ext.trainer.validation import GRID, Validator
 
@@ -106,6 +109,39 @@ def test_a_run_that_was_cut_off_has_the_log_and_weights_of_one_that_was_not(tmp_
         run(again, tmp_path / "cut", options)
     run(again, tmp_path / "cut", options, validator=validator(again, steps=2), is_resumed=True)
     assert lines(tmp_path / "cut") == lines(tmp_path / "whole")
+    for weight, other in zip(whole.model.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(weight, other)
+
+
+@pytest.mark.parametrize("why", ["data", "loss"])
+def test_a_run_that_ends_early_is_saved_and_gone_on_from(tmp_path, start, why):
+    """The data give no more rows in step 4, or its loss is not finite: step 3 is there."""
+    options = RunOptions(save_every=100, log_every=1)
+    whole = small_trainer(config(), tasks=TASKS)
+    run(whole, tmp_path / "whole", options)
+    ended = small_trainer(config(), tasks=TASKS)
+    draw, forward = ended.feed.mixture.next_step, ended.forward
+
+    def fail(*given):
+        if ended.step < 3:
+            return draw() if why == "data" else forward(*given)
+        if why == "loss":
+            losses = forward(*given)
+            task = next(iter(losses.per_task))
+            return replace(losses, per_task=losses.per_task | {task: torch.tensor(float("nan"))})
+        draw()
+        raise TooManyBad("300 of 400 samples are bad")
+
+    if why == "data":
+        ended.feed.mixture.next_step = fail
+    else:
+        ended.forward = fail
+    with pytest.raises((DataFailed, FloatingPointError), match=r"300 of 400 samples|step 4 has"):
+        run(ended, tmp_path / "ended", options)
+    assert [p.name for p in (tmp_path / "ended" / "checkpoints").iterdir()] == ["step-00000003"]
+    again = small_trainer(config(), tasks=TASKS, seed=5)
+    run(again, tmp_path / "ended", options, is_resumed=True)
+    assert lines(tmp_path / "ended") == lines(tmp_path / "whole")
     for weight, other in zip(whole.model.parameters(), again.model.parameters(), strict=True):
         assert torch.equal(weight, other)
 

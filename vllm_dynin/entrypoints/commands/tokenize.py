@@ -16,12 +16,14 @@ if TYPE_CHECKING:
 _DESCRIPTION = """\
 Encode the images, videos and recordings of a data set with a checkpoint's codecs, and write its
 records as token files. Run the same command again after an interruption: finished parts are kept.
-Samples that cannot be used are left out, counted, and listed in DIR/bad.jsonl.
+Damaged samples are left out, counted, and listed in DIR/bad.jsonl; those that are too long or say
+nothing, in DIR/filtered.jsonl.
 """
 
 
 def _parser() -> argparse.ArgumentParser:
     from vllm_dynin.training_ext.data.adapters import ADAPTERS
+    from vllm_dynin.training_ext.data.bad import MAX_BAD_SHARE, MAX_FILTERED_SHARE
     from vllm_dynin.training_ext.data.encode import EncodeOptions
 
     parser = argparse.ArgumentParser(
@@ -49,6 +51,11 @@ def _parser() -> argparse.ArgumentParser:
         help="what the adapter calls NAME stands in COLUMN; may be repeated",
     )
     parser.add_argument(
+        "--thinking",
+        choices=("on", "off"),
+        help="ask for text answers with thinking, or without; see docs/training-data.md",
+    )
+    parser.add_argument(
         "--where",
         action="append",
         default=[],
@@ -73,9 +80,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--max-bad-share",
         type=float,
-        default=0.01,
+        default=MAX_BAD_SHARE,
         metavar="SHARE",
         help="more bad samples are an error (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--max-filtered-share",
+        type=float,
+        default=MAX_FILTERED_SHARE,
+        metavar="SHARE",
+        help="more samples that are too long or say nothing are an error (default: %(default)s)",
     )
     sizes = parser.add_argument_group("sizes and limits (default: what the checkpoint serves with)")
     for field in fields(EncodeOptions):
@@ -124,7 +138,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     from vllm_dynin.canvas import Task
     from vllm_dynin.training_ext.data.encode import EncodeOptions
-    from vllm_dynin.training_ext.data.tokenize import BAD_REPORT, tokenize
+    from vllm_dynin.training_ext.data.tokenize import BAD_REPORT, FILTERED_REPORT, tokenize
     from vllm_dynin.training_ext.data.tokenize_job import TokenizeJob
 
     try:
@@ -136,11 +150,13 @@ def main(arguments: list[str] | None = None) -> int:
             task=None if given.task is None else Task(given.task),
             adapter=given.adapter,
             columns=columns,
+            thinking=None if given.thinking is None else given.thinking == "on",
             where=tuple(given.where),
             media_root=given.media_root,
             split=given.split,
             rows_per_part=given.rows_per_part,
             max_bad_share=given.max_bad_share,
+            max_filtered_share=given.max_filtered_share,
             device=given.device,
         )
         if given.stage is not None:
@@ -153,17 +169,20 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         print(f"vllm-dynin tokenize: {error}", file=sys.stderr)
         return 1
-    print(_summary(report, given.out / BAD_REPORT))
+    print(_summary(report, given.out / BAD_REPORT, given.out / FILTERED_REPORT))
     return 0
 
 
-def _summary(report: TokenizeReport, bad_report: Path) -> str:
+def _summary(report: TokenizeReport, bad_report: Path, filtered: Path) -> str:
     written = ", ".join(f"{count} {task}" for task, count in report.num_records.items())
     lines = [f"{report.num_rows} rows: {written or 'no'} records in {bad_report.parent}"]
     if report.num_left_out:
         lines.append(f"left out by --where: {report.num_left_out} rows")
     bad = ", ".join(f"{count} {kind}" for kind, count in report.num_bad.items())
     lines.append(f"bad samples: {bad} (see {bad_report})" if bad else "bad samples: none")
+    if report.num_filtered:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in report.num_filtered.items())
+        lines.append(f"filtered out: {kinds} (see {filtered})")
     made = f"{report.num_parts_made} of {report.num_parts} parts made in {report.seconds:.1f} s"
     if report.num_parts_to_come:
         made += f"; {report.num_parts_to_come} to come from other machines"

@@ -134,18 +134,20 @@ def _train(options: argparse.Namespace) -> None:
             bar.set_postfix_str(_progress(report), refresh=False)
             bar.update(0)
 
-        final = run(
-            trainer,
-            options.out,
-            kept,
-            companions=Companions(options.start),
-            validator=validator,
-            settings=text,
-            is_resumed=options.resume,
-            on_step=show,
-            extra=prepared.skipped,
-        )
-    prepared.write_skipped(options.out)
+        try:
+            final = run(
+                trainer,
+                options.out,
+                kept,
+                companions=Companions(options.start),
+                validator=validator,
+                settings=text,
+                is_resumed=options.resume,
+                on_step=show,
+                extra=prepared.skipped,
+            )
+        finally:
+            prepared.write_skipped(options.out)
     if is_main:
         print(f"written: {final}; to serve it: vllm serve {final}")
     trainer.parallel.close()

@@ -15,7 +15,7 @@ from vllm_dynin.processors.templates.image import (
     text_image_to_text_image_head,
     text_to_image_head,
 )
-from vllm_dynin.processors.templates.pieces import Overflow
+from vllm_dynin.processors.templates.pieces import DoesNotFit, Overflow
 from vllm_dynin.processors.templates.sample import (
     IGNORE,
     EosPolicy,
@@ -47,6 +47,7 @@ __all__ = [
     "SPEECH_TEXT_BLOCK",
     "VIDEO_TEXT_BLOCK",
     "Direction",
+    "DoesNotFit",
     "EosPolicy",
     "Filler",
     "Overflow",

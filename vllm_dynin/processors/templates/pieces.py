@@ -11,6 +11,10 @@ Overflow = Literal["refuse", "cut"]
 """A text too long for its block: an error, or the original's cut (keep the head, end in EOS)."""
 
 
+class DoesNotFit(ValueError):
+    """A text or an answer is longer than its place: the record is sound, the room too small."""
+
+
 def wrap_image(codes: Sequence[int], vocabulary: Vocabulary) -> list[int]:
     """`<|soi|> codes <|eoi|>`; the frames of a video are one such span, in temporal order.
 
@@ -62,13 +66,13 @@ def left_padded(
         overflow: `cut` keeps the first `length - 1` ids and ends them with EOS.
 
     Raises:
-        ValueError: the content does not fit and `overflow` is `refuse`.
+        DoesNotFit: the content is too long and `overflow` is `refuse`.
 
     Source: `t2i_gen_prompt` of Dynin-Omni, `training/prompting_utils.py`.
     """
     if len(ids) > length:
         if overflow == "refuse":
-            raise ValueError(
+            raise DoesNotFit(
                 f"the text takes {len(ids)} tokens with its control tokens, but this prompt holds "
                 f"{length}; shorten the text by {len(ids) - length} tokens"
             )

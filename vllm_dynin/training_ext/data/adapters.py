@@ -9,15 +9,18 @@ Source: the loaders of AIDASLab/Dynin-Omni@d6e3ca8, `training/data.py`, for what
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from vllm_dynin.canvas import Task
 from vllm_dynin.training_ext.data.bad import BadKind, BadSample
 from vllm_dynin.training_ext.data.raw import RawRecord, Turn, Video
 from vllm_dynin.training_ext.data.rows import Medium, Row
+from vllm_dynin.training_ext.data.thoughts import answers_in_columns, with_thinking
 
 Adapter = Callable[[Row, Task], list[RawRecord]]
 
@@ -29,6 +32,7 @@ _AUDIO = ("audio", "speech", "audio_path", "path", "wav", "flac", "mp3", "ogg", 
 _TRANSCRIPT = ("text", "sentence", "transcription", "transcript", "txt")
 _QUESTION = ("prompt", "question", "instruction", "problem", "query", "text")
 _ANSWER = ("answer", "response", "output", "solution", "completion")
+_TURNS = ("conversations", "messages", "turns")
 _CAPTION = ("caption", "text", "name", "txt")
 _PROMPT = ("prompt", "query", "caption", "text", "txt")
 
@@ -69,16 +73,45 @@ def record(row: Row, task: Task) -> list[RawRecord]:
 
 def pair(row: Row, task: Task) -> list[RawRecord]:
     """A question and its answer in two columns; `input` of instruction sets is put below."""
-    question = _text(row, _QUESTION)
-    more = row.fields.get("input")
-    if isinstance(more, str) and more.strip():
-        question = f"{question}\n{more}"
-    return [RawRecord(task=task, key=row.key, text=question, answer=_text(row, _ANSWER))]
+    return [RawRecord(task=task, key=row.key, text=_question(row), answer=_text(row, _ANSWER))]
 
 
-def reasoning(row: Row, task: Task) -> list[RawRecord]:
-    """As `pair`, for answers that begin with their reasoning: asked for in thinking mode."""
-    return [replace(made, thinking=True) for made in pair(row, task)]
+def _question(row: Row) -> str:
+    question, more = _text(row, _QUESTION), row.fields.get("input")
+    return f"{question}\n{more}" if isinstance(more, str) and more.strip() else question
+
+
+def reasoning(row: Row, task: Task, thinking: bool = True) -> list[RawRecord]:
+    """A question with a whole trace, asked for with thinking; or with its bare final answer.
+
+    The trace is looked for in `generations` (right ones first), in columns of its own, in the
+    answer, and in `messages`; see `thoughts.answers_in_columns`.
+
+    Raises:
+        BadSample: there is no thought where one is asked for: filtered, not damaged.
+    """
+    is_asked = any(isinstance(row.fields.get(name), str) for name in _QUESTION)
+    for answer in answers_in_columns(row.fields, thinking) if is_asked else ():
+        made = RawRecord(task=task, key=row.key, text=_question(row), answer=answer)
+        with contextlib.suppress(BadSample):
+            return with_thinking([made], thinking)
+    if any(row.fields.get(name) is not None for name in _TURNS):
+        return with_thinking(dialogue(row, task), thinking)
+    if isinstance(row.fields.get("input"), Sequence):  # Llama-Nemotron: the turns so far
+        return with_thinking(_continued(row, task), thinking)
+    raise BadSample(
+        BadKind.NO_THOUGHT,
+        f"no {'whole thought' if thinking else 'final answer'} in any column; {_columns_of(row)}",
+    )
+
+
+def _continued(row: Row, task: Task) -> list[RawRecord]:
+    """The turns of `input`, or its text, and the answer in `output`."""
+    given = row.fields["input"]
+    turns = ({"role": "user", "content": given},) if isinstance(given, str) else _turns(given)
+    answer = {"role": "assistant", "content": _text(row, _ANSWER)}
+    fields = {"messages": [*turns, answer]}
+    return dialogue(Row(key=row.key, fields=fields, root=row.root), task)[-1:]
 
 
 def conversations(row: Row, task: Task) -> list[RawRecord]:
@@ -93,7 +126,7 @@ def conversations(row: Row, task: Task) -> list[RawRecord]:
 
 def dialogue(row: Row, task: Task) -> list[RawRecord]:
     """As `conversations`, and each pair keeps the turns before it."""
-    turns = _turns(row.fields[_first(row, ("conversations", "messages", "turns"))])
+    turns = _turns(row.fields[_first(row, _TURNS)])
     media = _conversation_media(row, task)
     if task is Task.IMAGE_TO_TEXT:
         num_marks = sum(turn["content"].count("<image>") for turn in turns)
@@ -210,19 +243,23 @@ ADAPTERS: dict[str, Adapter] = {
 """Name → adapter, as sources and `vllm-dynin tokenize --adapter` take it."""
 
 
-def find_adapter(name: str, columns: Mapping[str, str] | None = None) -> Adapter:
+def find_adapter(
+    name: str, columns: Mapping[str, str] | None = None, *, thinking: bool | None = None
+) -> Adapter:
     """An adapter by name, reading some columns under another name.
 
     Args:
         name: of `ADAPTERS`.
         columns: name the adapter knows → column of the data.
+        thinking: the switch of text answers: a thought is demanded, or taken out; None leaves the
+            adapter's own.
 
     Raises:
         ValueError: there is no such adapter.
     """
     if name not in ADAPTERS:
         raise ValueError(f"adapter {name!r} is unknown; known are {', '.join(ADAPTERS)}")
-    adapter = ADAPTERS[name]
+    adapter = _switched(ADAPTERS[name], thinking)
     if not columns:
         return adapter
 
@@ -236,6 +273,14 @@ def find_adapter(name: str, columns: Mapping[str, str] | None = None) -> Adapter
         return adapter(Row(key=row.key, fields={**others, **taken}, root=row.root), task)
 
     return renamed
+
+
+def _switched(adapter: Adapter, thinking: bool | None) -> Adapter:
+    if thinking is None:
+        return adapter
+    if adapter is reasoning:
+        return partial(reasoning, thinking=thinking)
+    return lambda row, task: with_thinking(adapter(row, task), thinking)
 
 
 _TAGS = {

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from vllm_dynin.canvas import Task
-from vllm_dynin.training_ext.data.bad import BadLog
+from vllm_dynin.training_ext.data.bad import MAX_BAD_SHARE, MAX_FILTERED_SHARE, BadLog
 from vllm_dynin.training_ext.data.encode import Encoder
 from vllm_dynin.training_ext.data.mixture import Mixture, Schedule, approximate_length
 from vllm_dynin.training_ext.data.sources import (
@@ -45,13 +45,15 @@ class MixtureConfig:
     Args:
         tasks: the directions.
         seed: of every draw.
-        max_bad_share: bad samples allowed, as a share of each source.
+        max_bad_share: damaged samples allowed, as a share of each source.
+        max_filtered_share: samples allowed that the run has no room or no use for, likewise.
         rows_per_step: see `Mixture`.
     """
 
     tasks: Mapping[Task, TaskMix]
     seed: int = 0
-    max_bad_share: float = 0.01
+    max_bad_share: float = MAX_BAD_SHARE
+    max_filtered_share: float = MAX_FILTERED_SHARE
     rows_per_step: int | None = None
 
     @classmethod
@@ -114,7 +116,7 @@ def open_mixture(
     if not isinstance(config, MixtureConfig):
         config = MixtureConfig.from_dict(config)
     encoder = Encoder() if encoder is None else encoder
-    log = BadLog(config.max_bad_share)
+    log = BadLog(config.max_bad_share, config.max_filtered_share)
     opened: dict[Task, list[tuple[ShuffledSource, float]]] = {}
     for task, mix in config.tasks.items():
         opened[task] = []

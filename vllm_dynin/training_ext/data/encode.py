@@ -22,6 +22,7 @@ from vllm_dynin.processors.media import AUDIO_RATE, CodecFolders, MediaCodecs
 from vllm_dynin.training_ext.data.bad import BadKind, BadSample
 from vllm_dynin.training_ext.data.raw import RawRecord, Video
 from vllm_dynin.training_ext.data.rows import Medium
+from vllm_dynin.training_ext.data.thoughts import check_switch
 from vllm_dynin.training_ext.records import Codes, Record
 
 _EDITS = (Task.IMAGE_TO_IMAGE, Task.TEXT_IMAGE_TO_TEXT_IMAGE)
@@ -96,9 +97,11 @@ class Encoder:
             source: name of the data set, for the record.
 
         Raises:
-            BadSample: a medium cannot be used, or the direction lacks a part.
+            BadSample: a medium cannot be used, the direction lacks a part, or an answer does not do
+                what its switch asks for.
             ValueError: it has a medium, and there are no codecs.
         """
+        check_switch(raw.thinking, raw.answer)
         options = self.options
         is_edit = raw.task in _EDITS
         side = options.edit_resolution if is_edit else options.image_resolution

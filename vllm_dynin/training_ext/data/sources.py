@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Protocol
 
 from vllm_dynin.canvas import Task
+from vllm_dynin.processors.templates import DoesNotFit
 from vllm_dynin.training_ext.data.adapters import find_adapter
-from vllm_dynin.training_ext.data.bad import BadEntry, BadKind, BadLog, BadSample
+from vllm_dynin.training_ext.data.bad import BadEntry, BadKind, BadLog, BadSample, TooManyBad
 from vllm_dynin.training_ext.data.encode import Encoder
 from vllm_dynin.training_ext.data.keyed import BlockPermutation, Permutation, draw
 from vllm_dynin.training_ext.data.rows import Table
 from vllm_dynin.training_ext.data.tables import open_table
+from vllm_dynin.training_ext.data.thoughts import SWITCHED, check_switch
 from vllm_dynin.training_ext.data.token_files import INDEX, TokenTable, swap_speech
 from vllm_dynin.training_ext.records import Record
 
@@ -26,7 +28,7 @@ _MAX_ATTEMPTS = 100
 """Rows tried in place of a bad one."""
 
 Measure = Callable[[Record], int]
-"""Length of a record in tokens; a ValueError leaves the record out as one that does not fit."""
+"""Length of a record in tokens; `DoesNotFit` filters the record out, another ValueError is bad."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +41,8 @@ class SourceSpec:
             of rows, as if the sets lay one behind the other.
         adapter: what the columns mean, a name of `ADAPTERS`; token folders need none.
         columns: name the adapter knows → column of the data.
+        thinking: the switch of its text answers, see `adapters.with_thinking`; None is what the
+            adapter says. To train both forms, name a set twice and weigh the two sources.
         media_root: folder that media paths are relative to; by default that of the file.
         split: of a saved `DatasetDict`.
         name: for reports and keys; by default the last part of the path.
@@ -52,6 +56,7 @@ class SourceSpec:
     weight: float | None = 1.0
     adapter: str = "record"
     columns: Mapping[str, str] = field(default_factory=dict)
+    thinking: bool | None = None
     media_root: str | None = None
     split: str = "train"
     name: str = ""
@@ -95,7 +100,7 @@ class RowRecords:
         self.name = spec.name or table.name
         self.block = table.block
         self._table, self._task, self._encoder = table, task, encoder
-        self._adapter = find_adapter(spec.adapter, spec.columns)
+        self._adapter = find_adapter(spec.adapter, spec.columns, thinking=spec.thinking)
 
     def __len__(self) -> int:
         return len(self._table)
@@ -148,7 +153,17 @@ def open_records(spec: SourceSpec, task: Task, encoder: Encoder) -> RecordTable:
     path = Path(spec.path)
     root = None if spec.media_root is None else Path(spec.media_root)
     opened: RecordTable
+    if spec.thinking is not None and task not in SWITCHED:
+        raise ValueError(
+            f"thinking={spec.thinking} for {spec.path}: {task.value} has no thinking switch; leave "
+            "it out"
+        )
     if (path / INDEX).is_file():
+        if spec.thinking is not None:
+            raise ValueError(
+                f"{spec.path} holds records whose switch is set; set it with `vllm-dynin tokenize "
+                "--thinking`, and leave it out of the mixture"
+            )
         tokens = TokenTable(path, task, spec.name or None)
         opened = ReadyRecords(tokens, tokens.name, task)
     else:
@@ -215,13 +230,20 @@ class ShuffledSource:
                 self._log.good(self.name)
                 return record, length
         self._log.check(self.name)
-        raise ValueError(f"{self.name}: {_MAX_ATTEMPTS} rows in a row are bad; look at the data")
+        raise TooManyBad(
+            f"{self.name}: {_MAX_ATTEMPTS} rows in a row cannot be used "
+            f"({self._log.describe(self.name)} bad; "
+            f"{self._log.describe(self.name, is_filter=True)} filtered out); look at the data"
+        )
 
     def _fitting(self, record: Record) -> int:
+        check_switch(record.thinking, record.answer)
         try:
             return self._measure(record)
-        except ValueError as error:
+        except DoesNotFit as error:
             raise BadSample(BadKind.DOES_NOT_FIT, str(error)) from error
+        except ValueError as error:
+            raise BadSample(BadKind.FIELDS, str(error)) from error
 
     def _index(self, epoch: int, place: int) -> int:
         if not self._is_shuffled:

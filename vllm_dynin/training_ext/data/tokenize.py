@@ -19,7 +19,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vllm_dynin.training_ext.data.bad import BadEntry, BadLog, write_entries
+from vllm_dynin.training_ext.data.bad import BadEntry, BadKind, BadLog, write_entries
 from vllm_dynin.training_ext.data.rows import Table
 from vllm_dynin.training_ext.data.token_files import INDEX, TokenIndex, TokenPart, part_name
 from vllm_dynin.training_ext.data.tokenize_job import (
@@ -31,6 +31,7 @@ from vllm_dynin.training_ext.data.tokenize_job import (
 )
 
 BAD_REPORT = "bad.jsonl"
+FILTERED_REPORT = "filtered.jsonl"
 _LOCK = ".lock"
 _POLL_SECONDS = 0.5
 
@@ -43,7 +44,8 @@ class TokenizeReport:
         num_rows: rows of the set.
         num_left_out: rows that fail a condition.
         num_records: records written for each direction.
-        num_bad: bad samples by kind.
+        num_bad: damaged samples by kind.
+        num_filtered: filtered samples by kind.
         num_parts: files of the set.
         num_parts_made: of these, made by this run.
         num_parts_to_come: of these, not made yet by other machines.
@@ -54,6 +56,7 @@ class TokenizeReport:
     num_left_out: int
     num_records: Mapping[str, int]
     num_bad: Mapping[str, int]
+    num_filtered: Mapping[str, int]
     num_parts: int
     num_parts_made: int
     num_parts_to_come: int
@@ -77,8 +80,8 @@ def tokenize(
         progress: told of rows as they are done, finished parts of earlier runs at once.
 
     Raises:
-        TooManyBad: more samples are bad than allowed; `bad.jsonl` lists them, and the parts made
-            so far stay.
+        TooManyBad: more samples are bad, or filtered out, than allowed; `bad.jsonl` and
+            `filtered.jsonl` list them, and the parts made so far stay.
         ValueError: data, checkpoint or folder do not fit.
     """
     if workers < 1:
@@ -96,7 +99,7 @@ def tokenize(
     job.out.mkdir(parents=True, exist_ok=True)
     with _locked(job.out, machine):
         _claim(job, index, is_alone=machine[1] == 1)
-        log = BadLog(job.max_bad_share)
+        log = BadLog(job.max_bad_share, job.max_filtered_share)
         there = [path for path in parts if path.exists()]
         missing = [
             number
@@ -110,7 +113,9 @@ def tokenize(
                 _account(parts[number], job.name, log)
             log.check()
         finally:
-            write_entries(job.out / BAD_REPORT, _bad_entries(parts))
+            for name, is_filter in ((BAD_REPORT, False), (FILTERED_REPORT, True)):
+                listed = (e for e in _left_out(parts) if e.is_filter == is_filter)
+                write_entries(job.out / name, listed)
         there = [path for path in parts if path.exists()]
         opened = [TokenPart(path) for path in there]
         counts = tuple(part.count() for part in opened)
@@ -120,7 +125,8 @@ def tokenize(
         num_rows=len(table),
         num_left_out=sum(int(part.metadata["left_out"]) for part in opened),
         num_records=dict(sum((Counter(part) for part in counts), Counter())),
-        num_bad={kind: count for (_, kind), count in sorted(log.num_bad.items())},
+        num_bad=_by_kind(log, is_filter=False),
+        num_filtered=_by_kind(log, is_filter=True),
         num_parts=num_parts,
         num_parts_made=len(missing),
         num_parts_to_come=num_parts - len(there),
@@ -161,6 +167,14 @@ def _run(
             pool.shutdown(wait=True, cancel_futures=True)
 
 
+def _by_kind(log: BadLog, *, is_filter: bool) -> dict[str, int]:
+    return {
+        kind: count
+        for (_, kind), count in sorted(log.num_bad.items())
+        if BadKind(kind).is_filter == is_filter
+    }
+
+
 def _account(path: Path, name: str, log: BadLog) -> int:
     """Count the samples of a finished part; returns its rows."""
     part = TokenPart(path)
@@ -170,7 +184,7 @@ def _account(path: Path, name: str, log: BadLog) -> int:
     return int(part.metadata["rows"])
 
 
-def _bad_entries(parts: list[Path]) -> Iterator[BadEntry]:
+def _left_out(parts: list[Path]) -> Iterator[BadEntry]:
     for path in parts:
         if path.exists():
             yield from (BadEntry(**e) for e in json.loads(TokenPart(path).metadata["bad"]))

@@ -19,7 +19,13 @@ from vllm_dynin.canvas import Task
 from vllm_dynin.checkpoint import load_config
 from vllm_dynin.processors.media import CodecFolders, MediaCodecs
 from vllm_dynin.training_ext.data.adapters import find_adapter
-from vllm_dynin.training_ext.data.bad import BadEntry, BadKind, BadSample
+from vllm_dynin.training_ext.data.bad import (
+    MAX_BAD_SHARE,
+    MAX_FILTERED_SHARE,
+    BadEntry,
+    BadKind,
+    BadSample,
+)
 from vllm_dynin.training_ext.data.encode import EncodeOptions, Encoder, codec_digest
 from vllm_dynin.training_ext.data.rows import Row, Table
 from vllm_dynin.training_ext.data.tables import data_files, open_table
@@ -42,13 +48,15 @@ class TokenizeJob:
         task: the direction; None where every row names its own (adapter `record`).
         adapter: what the columns mean.
         columns: name the adapter knows → column of the data.
+        thinking: the switch of text answers, see `adapters.with_thinking`.
         where: conditions on the columns, as `Condition.parse` takes them; rows that fail one are
             left out.
         media_root: folder that media paths are relative to; by default that of the file.
         split: of a saved `DatasetDict`.
         options: sizes and limits; None takes the sizes the checkpoint serves with.
         rows_per_part: rows of a file; what is lost when a run is killed is a part per worker.
-        max_bad_share: bad samples allowed, as a share.
+        max_bad_share: damaged samples allowed, as a share.
+        max_filtered_share: samples allowed that are too long or of no use, as a share.
         device: where the codecs run; of several, joined by commas, each worker takes one.
 
     Raises:
@@ -61,12 +69,14 @@ class TokenizeJob:
     task: Task | None = None
     adapter: str = "record"
     columns: Mapping[str, str] = field(default_factory=dict)
+    thinking: bool | None = None
     where: tuple[str, ...] = ()
     media_root: str | None = None
     split: str = "train"
     options: EncodeOptions | None = None
     rows_per_part: int = 1000
-    max_bad_share: float = 0.01
+    max_bad_share: float = MAX_BAD_SHARE
+    max_filtered_share: float = MAX_FILTERED_SHARE
     device: str = "cpu"
 
     def __post_init__(self) -> None:
@@ -122,6 +132,7 @@ class TokenizeJob:
             "task": None if self.task is None else self.task.value,
             "adapter": self.adapter,
             "columns": dict(self.columns),
+            **({} if self.thinking is None else {"thinking": self.thinking}),
             "where": list(self.where),
             "split": self.split,
             "options": asdict(self.encode_options()),
@@ -139,7 +150,7 @@ class PartWorker:
 
     def __init__(self, job: TokenizeJob, table: Table) -> None:
         self._job, self._table = job, table
-        self._adapter = find_adapter(job.adapter, job.columns)
+        self._adapter = find_adapter(job.adapter, job.columns, thinking=job.thinking)
         self._conditions = [Condition.parse(text) for text in job.where]
         self._encoder = Encoder(job.codecs(), job.encode_options())
 

@@ -66,6 +66,11 @@ class RunState:
 # --- finding --------------------------------------------------------------------------------------
 
 
+def name_of(step: int) -> str:
+    """Name of the folder of a checkpoint."""
+    return f"step-{step:08d}"
+
+
 def whole_checkpoints(folder: Path) -> list[Path]:
     """The whole checkpoints in a folder, the oldest first; damaged ones are left out."""
     if not folder.is_dir():
@@ -138,7 +143,7 @@ def save(
     Returns:
         The folder of the checkpoint.
     """
-    target = folder / f"step-{step:08d}"
+    target = folder / name_of(step)
     work = folder / f".{target.name}.tmp"
     if parallel.is_main:
         folder.mkdir(parents=True, exist_ok=True)

@@ -42,15 +42,29 @@ class Places:
     Args:
         first: number of its first row of each direction.
         total: rows of each direction over all ranks.
+        failures: why ranks have no rows for this step.
     """
 
     first: Mapping[Task, int]
     total: Mapping[Task, int]
+    failures: tuple[str, ...] = ()
 
 
-def alone(counts: Mapping[Task, int]) -> Places:
+Place = Callable[[Mapping[Task, int], str | None], Places]
+"""The places of this rank's rows, given how many it has, or why it has none."""
+
+
+class DataFailed(ValueError):
+    """The data ended the run: raised by every rank in the same step, so that it can be saved."""
+
+
+def alone(counts: Mapping[Task, int], failure: str | None = None) -> Places:
     """The places of the only process."""
-    return Places(first=dict.fromkeys(counts, 0), total=dict(counts))
+    return Places(
+        first=dict.fromkeys(counts, 0),
+        total=dict(counts),
+        failures=() if failure is None else (failure,),
+    )
 
 
 class Mixture(Protocol):
@@ -216,7 +230,7 @@ class RecordFeed:
         mixture: Mixture,
         context: SampleContext,
         config: TrainConfig,
-        place: Callable[[Mapping[Task, int]], Places] | None = None,
+        place: Place | None = None,
     ) -> None:
         self.mixture, self.context = mixture, context
         self._seed, self._num_micro, self._step = config.seed, config.num_micro_batches, 0
@@ -226,11 +240,14 @@ class RecordFeed:
         """Rows of each direction dealt evenly over the micro-batches, in the mixture's order.
 
         Raises:
+            DataFailed: some rank's data can give no more rows.
             ValueError: a step has fewer rows than micro-batches.
         """
-        by_task = {task: rows for task, rows in self.mixture.next_step().items() if rows}
+        by_task, failure = self._draw()
         self._step += 1
-        places = self._place({task: len(records) for task, records in by_task.items()})
+        places = self._place({task: len(records) for task, records in by_task.items()}, failure)
+        if places.failures:
+            raise DataFailed("; ".join(dict.fromkeys(places.failures)))
         batches: list[dict[Task, Batch]] = [{} for _ in range(self._num_micro)]
         rows: list[dict[Task, Sequence[int]]] = [{} for _ in range(self._num_micro)]
         offset = 0  # directions take turns in being the first to leave a micro-batch without a row
@@ -256,6 +273,13 @@ class RecordFeed:
             MicroBatch(batches=b, rows=r, num_rows=places.total)
             for b, r in zip(batches, rows, strict=True)
         ]
+
+    def _draw(self) -> tuple[dict[Task, Sequence[Record]], str | None]:
+        """This rank's records; an error waits until all ranks know of it, or they would hang."""
+        try:
+            return {task: rows for task, rows in self.mixture.next_step().items() if rows}, None
+        except ValueError as error:
+            return {}, str(error)
 
     def state_dict(self) -> dict[str, Any]:
         """Position of the mixture and number of the step."""

@@ -87,6 +87,7 @@ class Trainer:
         self.model, self.feed, self.config = model, feed, config
         self.parallel = parallel or Parallel(config)
         self.step = 0
+        self._feed_state: dict[str, Any] | None = None  # where an unfinished step began
         self.objectives = objectives
         module = TrainModule(model, objectives, config)
         self._module, self.optimizer = self.parallel.prepare(model, module)
@@ -98,8 +99,10 @@ class Trainer:
         Between two steps the run may be saved, and the model used.
 
         Raises:
-            FloatingPointError: the loss or the gradient is not finite; the weights are those
-                before the step.
+            DataFailed: the data can give no more rows.
+            FloatingPointError: the loss or the gradient is not finite.
+
+            After either the run can be saved: weights and position are those before the step.
         """
         while self.step < self.config.num_steps:
             self.model.train()
@@ -108,6 +111,7 @@ class Trainer:
 
     def _one_step(self) -> StepReport:
         started = time.perf_counter()
+        self._feed_state = self.feed.state_dict()
         # Step 0 of the schedule would leave the weights as they are.
         learning_rate = self.config.learning_rate_at(self.step + 1)
         for group in self.optimizer.param_groups:
@@ -126,6 +130,7 @@ class Trainer:
         )
         _check_finite(report, is_norm_known=not self.parallel.is_deepspeed)
         self.optimizer.step()
+        self._feed_state = None
         self.optimizer.zero_grad(set_to_none=True)
         if self.average is not None:
             self.average.update(self.model)
@@ -167,7 +172,7 @@ class Trainer:
             model=self.model,
             optimizer=self.optimizer,
             average=self._average,
-            feed_state=self.feed.state_dict(),
+            feed_state=self._feed_state or self.feed.state_dict(),
             config=self.config,
             parallel=self.parallel,
             tokenizer=tokenizer,

@@ -226,15 +226,17 @@ class Parallel:
             )
         return add_totals(of_rank[0] for of_rank in by_rank)
 
-    def place(self, counts: Mapping[Task, int]) -> Places:
-        """Where this rank's rows stand among those of all ranks; see `feed.Places`."""
+    def place(self, counts: Mapping[Task, int], failure: str | None = None) -> Places:
+        """Where this rank's rows stand among those of all ranks; see `feed.Place`."""
         if self.world_size == 1:
-            return alone(counts)
-        by_rank: list[Mapping[Task, int]] = self.gather_objects(dict(counts))
+            return alone(counts, failure)
+        found = self.gather_objects((dict(counts), failure))
+        by_rank: list[Mapping[Task, int]] = [of_rank for of_rank, _ in found]
         tasks = {task for of_rank in by_rank for task in of_rank}
         return Places(
             first={task: sum(c.get(task, 0) for c in by_rank[: self.rank]) for task in tasks},
             total={task: sum(c.get(task, 0) for c in by_rank) for task in tasks},
+            failures=tuple(why for _, why in found if why is not None),
         )
 
     def gather_objects(self, value: Any) -> list[Any]:

@@ -15,8 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vllm_dynin.training_ext.trainer import checkpoints
 from vllm_dynin.training_ext.trainer.checkpoints import whole_checkpoints
 from vllm_dynin.training_ext.trainer.export import export
+from vllm_dynin.training_ext.trainer.feed import DataFailed
 from vllm_dynin.training_ext.trainer.loop import Trainer
 from vllm_dynin.training_ext.trainer.report import RunLog, StepReport
 from vllm_dynin.training_ext.trainer.validation import Generated, Validator
@@ -86,6 +88,8 @@ def run(
 
     Raises:
         ValueError: the folder holds a run and this one is not resumed, or it cannot be resumed.
+        DataFailed: the data ended the run, which was saved before.
+        FloatingPointError: likewise, the loss or its gradient was not finite.
     """
     kept = folder / "checkpoints"
     _begin(trainer, folder, is_resumed=is_resumed)
@@ -94,6 +98,10 @@ def run(
         (folder / SETTINGS_FILE).write_text(settings + "\n", encoding="utf-8")
     log = RunLog(folder, trainer.step) if trainer.parallel.is_main else None
     last = trainer.config.num_steps
+
+    def save() -> None:
+        trainer.save(kept, tokenizer=companions, keep=options.keep)
+
     try:
         for report in trainer.steps():
             is_last = report.step == last
@@ -103,8 +111,13 @@ def run(
             if validator is not None and (is_last or (every and report.step % every == 0)):
                 _validate(trainer, validator, report.step, log)
             if is_last or report.step % options.save_every == 0:
-                trainer.save(kept, tokenizer=companions, keep=options.keep)
+                save()
             on_step(report)
+    except (DataFailed, FloatingPointError):  # every rank is here, with whole weights
+        if trainer.step and not _is_saved(kept, trainer.step):
+            save()
+            logger.info("saved at step %d before the run ends", trainer.step)
+        raise
     finally:
         if log is not None:
             log.close()
@@ -115,6 +128,10 @@ def run(
         export(source / name, final, replace=True)
     trainer.parallel.barrier()
     return final
+
+
+def _is_saved(kept: Path, step: int) -> bool:
+    return any(path.name == checkpoints.name_of(step) for path in whole_checkpoints(kept))
 
 
 def _begin(trainer: Trainer, folder: Path, *, is_resumed: bool) -> None:

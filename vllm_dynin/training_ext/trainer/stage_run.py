@@ -59,15 +59,20 @@ class StageRun:
     bad: BadLog
 
     def skipped(self) -> dict[str, float]:
-        """Bad samples of each source that this rank has met, for the log."""
-        sources = {source for source, _ in self.bad.num_bad}
-        return {f"skipped/{source}": self.bad.bad_of(source) for source in sorted(sources)}
+        """Samples of each source that this rank has left out, damaged and filtered, for the log."""
+        counts: dict[str, float] = {}
+        for source in sorted({source for source, _ in self.bad.num_bad}):
+            counts[f"skipped/{source}"] = self.bad.bad_of(source)
+            counts[f"filtered/{source}"] = self.bad.filtered_of(source)
+        return {name: count for name, count in counts.items() if count}
 
     def write_skipped(self, folder: Path) -> None:
-        """List them with their reasons, a file for each rank that has met any."""
-        if self.bad.entries:
-            file = folder / f"skipped-{self.trainer.parallel.rank:05d}.jsonl"
-            write_entries(file, self.bad.entries)
+        """List them with their reasons, files for each rank that has met any."""
+        rank = self.trainer.parallel.rank
+        for name, entries in (("skipped", self.bad.entries), ("filtered", self.bad.filtered)):
+            if entries:
+                folder.mkdir(parents=True, exist_ok=True)
+                write_entries(folder / f"{name}-{rank:05d}.jsonl", entries)
 
 
 def prepare_stage(stage: StageConfig, start: Path, data: Mapping[str, Any]) -> StageRun:
@@ -194,6 +199,7 @@ def mixture_config(stage: StageConfig, data: Mapping[str, Any], world_size: int)
         },
         seed=parsed.seed,
         max_bad_share=parsed.max_bad_share,
+        max_filtered_share=parsed.max_filtered_share,
         rows_per_step=stage.global_batch // world_size if as_shares else None,
     )
 

@@ -47,8 +47,6 @@ def turns(*texts: str) -> list[dict[str, str]]:
 )
 def test_pairs(fields: dict[str, Any]) -> None:
     assert one("pair", T2T, fields) == RawRecord(task=T2T, key="k", text="q", answer="a")
-    thought = RawRecord(task=T2T, key="k", text="q", answer="a", thinking=True)
-    assert one("reasoning", T2T, fields) == thought
 
 
 def test_the_input_of_an_instruction_is_part_of_the_question() -> None:

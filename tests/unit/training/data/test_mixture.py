@@ -10,7 +10,15 @@ from typing import Any
 import pytest
 
 from vllm_dynin.canvas import Task
-from vllm_dynin.training_ext.data.bad import BadKind, BadLog, BadSample, TooManyBad
+from vllm_dynin.processors.templates import DoesNotFit
+from vllm_dynin.training_ext.data.bad import (
+    BadEntry,
+    BadKind,
+    BadLog,
+    BadSample,
+    TooManyBad,
+    TooManyFiltered,
+)
 from vllm_dynin.training_ext.data.mixture import Mixture, Schedule, approximate_length
 from vllm_dynin.training_ext.data.sources import ReadyRecords, ShuffledSource
 from vllm_dynin.training_ext.records import Record
@@ -305,10 +313,10 @@ def test_counts_survive_a_restart() -> None:
     assert after.bad.num_bad == source.bad.num_bad
 
 
-def test_records_that_do_not_fit_are_bad() -> None:
+def test_records_that_do_not_fit_are_filtered() -> None:
     def measure(record: Record) -> int:
         if len(record.text) > 150:
-            raise ValueError(f"{len(record.text)} characters")
+            raise DoesNotFit(f"{len(record.text)} characters")
         return len(record.text)
 
     log = BadLog(1.0)
@@ -318,6 +326,48 @@ def test_records_that_do_not_fit_are_bad() -> None:
     assert max(lengths) <= 150
     too_long = sum(len(record.text) > 150 for record in texts("t", 50))
     assert log.num_bad["t", BadKind.DOES_NOT_FIT.value] >= too_long > 0
+    assert log.filtered_of("t") >= too_long and log.bad_of("t") == 0
+    assert {entry.kind for entry in log.filtered} == {"does not fit"} and not log.entries
+
+
+def lengths_log(num_long: int, num_damaged: int, **limits: float) -> BadLog:
+    """200 rows read of one source."""
+    log = BadLog(**limits)
+    log.good("s", 200 - num_long - num_damaged)
+    for count, kind in ((num_long, BadKind.DOES_NOT_FIT), (num_damaged, BadKind.MEDIA)):
+        for row in range(count):
+            log.bad(BadEntry("s", f"row {row}", kind.value, "why"))
+    return log
+
+
+def test_long_rows_do_not_count_as_damage() -> None:
+    """One row in a hundred that was too long ended a run; a set of long traces has many."""
+    log = lengths_log(90, 2)
+    log.check()
+    assert (log.filtered_of("s"), log.bad_of("s")) == (90, 2)
+    assert (len(log.filtered), len(log.entries)) == (90, 2)
+    assert log.describe("s") == "2 media"
+    assert log.describe("s", is_filter=True) == "90 does not fit"
+    with pytest.raises(TooManyBad, match=r"3 of 200 samples are bad \(3 media\).*max_bad_share"):
+        lengths_log(0, 3)
+    with pytest.raises(TooManyFiltered, match=r"101 of 200 .*max_length.*max_filtered_share"):
+        lengths_log(101, 0)
+    with pytest.raises(TooManyFiltered):
+        lengths_log(30, 0, max_filtered=0.1)
+    with pytest.raises(ValueError, match="max_filtered=2"):
+        BadLog(max_filtered=2)
+
+
+def test_codes_of_another_checkpoint_are_damage_and_not_length() -> None:
+    def measure(record: Record) -> int:
+        raise ValueError("image code 9000 is outside 0..8191")
+
+    log = BadLog()
+    source = ShuffledSource(ReadyRecords(texts("t", 300), "t", T2T), T2T, SEED, log, measure)
+    with pytest.raises(TooManyBad, match="rows in a row cannot be used"):
+        for position in range(3):
+            source.at(position)
+    assert log.filtered_of("t") == 0 and log.bad_of("t") >= 100
 
 
 @pytest.mark.parametrize(
