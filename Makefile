@@ -9,9 +9,10 @@ MEDIUM ?= video
 ARGS ?=
 # `gpu` and `weights` need what most machines lack; `slow` is for `make test-all`.
 QUICK := not gpu and not weights and not slow
-# Processes of `make test`. What shares an engine stays in one of them (tests/helpers/processes.py).
+# Processes of `make test`. What shares an engine stays in one of them (tests/helpers/processes.py), and engines
+# come first in each: tests of training end the process groups that an engine needs.
 PROCESSES ?= 2
-PYTEST = $(BIN)/python -m pytest -n $(PROCESSES)
+PYTEST = $(BIN)/python -m pytest -n $(PROCESSES) --no-loadscope-reorder
 BIN = $(VENV)/bin
 
 export PYTHON COMPAT
