@@ -101,13 +101,23 @@ def philox_uniform_rows(
         float64 [R, K], exact and inside (0, 1).
     """
     first, stop = first_column // 4, -(-(first_column + num_columns) // 4)
-    groups_G = torch.arange(first, stop, device=slots_R.device)
+    groups_1G = torch.arange(first, stop, device=slots_R.device)[None]
+    draws_RK = philox_uniform_groups(
+        slots_R, groups_1G, seeds_R=seeds_R, steps_R=steps_R, places_R=places_R
+    )
+    offset = first_column - 4 * first
+    return draws_RK[:, offset : offset + num_columns]
+
+
+def philox_uniform_groups(
+    slots_R: Tensor, groups_RG: Tensor, *, seeds_R: Tensor, steps_R: Tensor, places_R: Tensor
+) -> Tensor:
+    """Draws of chosen groups of four columns: float64 [R, 4 G]; else as `philox_uniform_rows`."""
     c0, c1, c2, c3 = torch.broadcast_tensors(
-        groups_G, slots_R[:, None], steps_R[:, None], places_R[:, None]
+        groups_RG, slots_R[:, None], steps_R[:, None], places_R[:, None]
     )
     words = philox(c0, c1, c2, c3, seeds_R[:, None] & _LOW, seeds_R[:, None] >> 32 & _LOW)
-    offset = first_column - 4 * first
-    words_RK = torch.stack(words, dim=-1).flatten(1)[:, offset : offset + num_columns]
+    words_RK = torch.stack(words, dim=-1).flatten(1)
     return (words_RK.double() + 0.5) * 2.0**-32
 
 

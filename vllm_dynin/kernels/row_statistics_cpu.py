@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vllm_dynin.kernels.row_statistics import (
+from vllm_dynin.kernels.rows import (
     RowInputs,
     RowStatistics,
     guided_logits,
@@ -118,13 +118,13 @@ def _sums(t: Any, e: Any, size: int) -> tuple[float, float]:
 
 
 @_compiled(**_EXACT)
-def _ordered(bits: int) -> int:
+def _ordered(bits: Any) -> Any:
     """The bits of a float32 as an integer that is ordered as the numbers are."""
     return bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF))
 
 
 @_compiled(**_EXACT)
-def _largest(z: Any, tops: Any) -> tuple[int, float, bool]:
+def _largest(z: Any, tops: Any) -> tuple[Any, Any, Any]:
     """Column of the largest logit (ties: the lowest), the second largest, and whether all is well.
 
     Args:
@@ -431,7 +431,7 @@ def _in_threads(place: tuple[Any, ...], column: NDArray[Any], out: NDArray[Any])
         return
     ends = [len(logits) * part // num_threads for part in range(num_threads + 1)]
     parts = list(pairwise(ends))
-    others = [_pool(os.getpid()).submit(_rows, *place, *part, column, out) for part in parts[1:]]
+    others = [_pool(os.getpid()).submit(_rows, *(*place, *part, column, out)) for part in parts[1:]]
     _rows(*place, *parts[0], column, out)
     for other in others:
         other.result()

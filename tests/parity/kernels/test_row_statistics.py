@@ -1,16 +1,31 @@
 """Row statistics against the functions that the decoders call, row by row."""
 
+import os
+from dataclasses import replace
+from itertools import pairwise
+
 import pytest
 import torch
 
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are imported
+
 from vllm_dynin.canvas import GuidanceForm
-from vllm_dynin.kernels.row_statistics import RowInputs, row_statistics_ref
+from vllm_dynin.kernels import row_statistics_cpu as row_statistics_cpu_module
+from vllm_dynin.kernels.row_partials import merge_partials_ref, row_partials_ref
 from vllm_dynin.kernels.row_statistics_cpu import row_statistics_cpu
+from vllm_dynin.kernels.row_statistics_triton import (
+    merge_partials_triton,
+    row_partials_triton,
+    row_statistics_triton,
+)
+from vllm_dynin.kernels.rows import RowFlag, RowInputs, row_statistics_ref
 from vllm_dynin.kernels.step_table import Guidance, Proposal, new_table, place, set_row
 from vllm_dynin.sampling.guidance import guide
 from vllm_dynin.sampling.noise import StepDraws
 
-FORMS = [row_statistics_ref, row_statistics_cpu]
+FORMS = [row_statistics_ref, row_statistics_cpu, row_statistics_triton]
+PARTS = [(row_partials_ref, merge_partials_ref), (row_partials_triton, merge_partials_triton)]
 SIZES = [(1, 1), (7, 63), (33, 4098), (7, 8193), (1, 126_349)]
 REQUESTS = [
     {"proposal": Proposal.ARGMAX, "seed": 1},
@@ -103,5 +118,128 @@ def test_proposals(form, num_rows, num_columns, dtype):
     for row in range(num_rows):
         column, probability = expected(rows, row)
         assert int(found.column[row]) == column
-        assert float(found.probability[row]) == pytest.approx(probability, rel=1e-12)
+        bound = 3e-6 if form is row_statistics_triton else 1e-12
+        assert float(found.probability[row]) == pytest.approx(probability, rel=bound)
     assert not found.flags.any()
+
+
+def cut(rows, num_parts):
+    """The tile of each of so many ranks; the first columns are not multiples of four."""
+    width = rows.logits_RK.shape[1]
+    ends = [width * part // num_parts for part in range(num_parts + 1)]
+    for first, stop in pairwise(ends):
+        yield replace(
+            rows,
+            logits_RK=rows.logits_RK[:, first:stop].contiguous(),
+            unconditional_UK=rows.unconditional_UK[:, first:stop].contiguous(),
+            forbidden_K=rows.forbidden_K[first:stop],
+            first_column=first,
+        )
+
+
+def assert_equal(found, expected):
+    """The same columns and flags, and the other numbers within the rounding of their form."""
+    assert found.column.tolist() == expected.column.tolist()
+    assert found.flags.tolist() == expected.flags.tolist()
+    for name in ("probability", "logsumexp", "margin", "entropy"):
+        one, other = getattr(found, name), getattr(expected, name)
+        assert torch.allclose(one, other, rtol=3e-6, atol=1e-6, equal_nan=True), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("num_parts", [2, 4])
+@pytest.mark.parametrize("parts_of", PARTS)
+def test_ranks_agree_with_the_whole(parts_of, num_parts, dtype):
+    row_partials, merge_partials = parts_of
+    for num_rows, num_columns in [(7, 63), (6, 8193)]:
+        rows = inputs(num_rows, num_columns, dtype)
+        given = torch.full((num_rows,), -1)
+        given[::3] = num_columns // 2
+        rows = replace(rows, given_R=given)
+        parts = torch.stack([row_partials(part) for part in cut(rows, num_parts)])
+        assert parts.dtype == torch.int64 and parts.shape == (num_parts, num_rows, 4)
+        assert_equal(merge_partials(parts, rows), row_statistics_ref(rows))
+
+
+def special(dtype):
+    """Rows with what breaks arithmetic; five requests take turns, so each mode meets each kind."""
+    width = 5000
+    rows = inputs(len(REQUESTS) * 9, width, dtype)
+    logits = rows.logits_RK.clone()
+    pair = torch.full((len(logits),), -1)
+    for kind in range(9):
+        part = logits[kind * 5 : kind * 5 + 5]
+        if kind == 0:
+            part[:] = -torch.inf
+        elif kind == 1:
+            part[:] = -torch.inf
+            part[:, 4500] = -3.0
+        elif kind == 2:
+            part[:, 4800] = torch.nan
+            part[:, 70] = torch.inf
+        elif kind == 3:
+            part[:, 4096] = torch.inf
+        elif kind == 4:
+            part[:] = 0.0  # all tie
+        elif kind == 5:
+            part[:] = -0.0
+            part[:, 9:20] = 0.0
+        elif kind == 6:
+            part[:] = part * 1000
+        elif kind == 7:
+            part[:] = -800.0
+            part[:, 2000:2004] = -760.0
+        elif kind == 8:
+            part[:, 17] = 60.0  # a probability of 1
+    request = rows.request_R.clone()
+    return replace(rows, logits_RK=logits, pair_R=pair, request_R=request)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("form", FORMS[1:])
+def test_extreme_rows(form, dtype):
+    rows = special(dtype)
+    found, expected = form(rows), row_statistics_ref(rows)
+    assert_equal(found, expected)
+    assert expected.flags[:5].tolist() == [RowFlag.EMPTY] * 5
+    assert expected.flags[10:20].tolist() == [RowFlag.NOT_FINITE] * 10
+    assert not expected.flags[20:].any()
+
+
+def test_rows_of_no_request():
+    rows = inputs(7, 63, torch.float32)
+    request = rows.request_R.clone()
+    request[::2] = -1
+    for form in FORMS:
+        found = form(replace(rows, request_R=request))
+        whole = form(rows)
+        assert found.column.tolist() == (whole.column * (request >= 0)).tolist()
+        assert found.probability[::2].tolist() == [0.0] * 4
+        assert found.logsumexp[1::2].tolist() == whole.logsumexp[1::2].tolist()
+
+
+def test_a_near_tie_is_left_to_the_definition(monkeypatch):
+    """Two columns whose scores agree to all digits: the fast form does not decide by itself."""
+    asked = []
+    defined = row_statistics_cpu_module._by_definition
+    monkeypatch.setattr(
+        row_statistics_cpu_module,
+        "_by_definition",
+        lambda rows, index, found: (asked.append(len(index)), defined(rows, index, found)),
+    )
+    rows = inputs(1, 4098, torch.float32)
+    table = new_table(1)
+    set_row(table, 0, proposal=Proposal.GUMBEL, seed=5)
+    rows = RowInputs(rows.logits_RK, table, torch.zeros(1, dtype=torch.int64), rows.slot_R)
+    draws = StepDraws(5, 0, 0, 0).at(rows.slot_R).uniform(4098)
+    wanted = (30 + (-draws.log()).log()).float()  # every score is 30, but for rounding to float32
+    logits = torch.where(torch.arange(4098) < 2000, wanted, -1.0)
+    rows = replace(rows, logits_RK=logits)
+    assert row_statistics_cpu(rows).column.tolist() == row_statistics_ref(rows).column.tolist()
+    assert len(asked) <= 1
+    same = torch.full((1, 8), -torch.inf)
+    same[:] = 700.5  # exp overflows for none, but the numbers are extreme
+    rows = replace(rows, logits_RK=same)
+    asked.clear()
+    assert row_statistics_cpu(rows).column.tolist() == row_statistics_ref(rows).column.tolist()
+    assert asked == [1]

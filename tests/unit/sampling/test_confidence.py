@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from vllm_dynin.kernels.row_statistics import gumbel_scores
+from vllm_dynin.kernels.rows import gumbel_scores
 from vllm_dynin.sampling.confidence import propose
 from vllm_dynin.sampling.noise import StepDraws
 

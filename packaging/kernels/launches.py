@@ -1,0 +1,39 @@
+"""Launches of every Triton kernel, in the forms that a step uses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+
+from vllm_dynin.kernels.row_statistics_triton import row_statistics_triton
+from vllm_dynin.kernels.rows import RowInputs
+from vllm_dynin.kernels.step_table import Proposal, new_table
+
+
+def rows(num_columns: int, dtype: torch.dtype, proposal: Proposal, guided: bool = False) -> None:
+    """Row statistics of zeros."""
+    logits = torch.zeros(16, num_columns, dtype=dtype)
+    index = torch.zeros(16, dtype=torch.int64)
+    row_statistics_triton(
+        RowInputs(
+            logits,
+            new_table(1),
+            index,
+            index,
+            unconditional_UK=logits if guided else None,
+            pair_R=index if guided else None,
+            forbidden_K=torch.zeros(num_columns, dtype=torch.bool),
+            proposals={proposal},
+        )
+    )
+
+
+LAUNCHES: dict[str, Callable[[], None]] = {
+    "text, bfloat16, greedy": partial(rows, 126_349, torch.bfloat16, Proposal.ARGMAX),
+    "text, float32, greedy": partial(rows, 126_349, torch.float32, Proposal.ARGMAX),
+    "text, bfloat16, drawn": partial(rows, 126_349, torch.bfloat16, Proposal.GUMBEL),
+    "image, bfloat16, guided": partial(rows, 8_192, torch.bfloat16, Proposal.SOFTMAX, True),
+    "speech, bfloat16, guided": partial(rows, 4_098, torch.bfloat16, Proposal.SOFTMAX, True),
+}
