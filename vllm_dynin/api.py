@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 import msgspec
 from PIL import Image
@@ -117,6 +117,14 @@ def generate(
     """
     from vllm.exceptions import VLLMValidationError
 
+    if isinstance(requests, Request) or not isinstance(requests, Sequence):
+        raise ValueError(f"requests={repr(requests)[:60]} must be a list of requests")
+    for index, request in enumerate(requests):
+        if not isinstance(request, Request):
+            raise ValueError(
+                f"request {index} is {repr(request)[:60]}; use a class of vllm_dynin such as "
+                "TextToImage or Chat"
+            )
     checkpoint = checkpoint_of(llm, codecs)
     prompts = [
         _named(index, request, lambda request=request: request.prompt(checkpoint))
@@ -168,6 +176,8 @@ def codec_place(vllm_config: VllmConfig, codecs: Place | None = None) -> Place:
     Raises:
         ValueError: the checkpoint is not of this family, or the worker cannot be asked.
     """
+    if codecs not in (None, *get_args(Place)):
+        raise ValueError(f"codecs={codecs!r} must be 'worker', 'local' or None")
     config = vllm_config.model_config.hf_config
     if not isinstance(config, LLaDAConfig):
         raise ValueError(

@@ -18,8 +18,10 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from vllm_dynin.processors.codecs.image import ImageCodec
+from vllm_dynin.processors.codecs.speech import SpeechCodec
 from vllm_dynin.processors.codecs.styles import DEFAULT_STYLE, parse_style
-from vllm_dynin.processors.media import AUDIO_RATE, CodecFolders, MediaCodecs
+from vllm_dynin.processors.media import AUDIO_RATE, CodecFolders, MediaCodecs, required_folder
 from vllm_dynin.tokens import Vocabulary
 
 Place = Literal["worker", "local"]
@@ -85,13 +87,26 @@ class CodecRunner:
         self.place = place
         self._call = call
         self._turns = itertools.count()
+        self._folders = folders
         self._codecs = MediaCodecs(folders, torch.device("cpu"), vocabulary)
         self._threads = ThreadPoolExecutor(num_threads, "dynin-codec") if place == "local" else None
+
+    @property
+    def _image(self) -> ImageCodec:
+        """The image codec of `local`; see `_loaded`."""
+        required_folder(self._folders.image, "image")
+        return _loaded("image", lambda: self._codecs.image)
+
+    @property
+    def _speech(self) -> SpeechCodec:
+        """The speech codec of `local`; see `_loaded`."""
+        required_folder(self._folders.speech, "speech")
+        return _loaded("speech", lambda: self._codecs.speech)
 
     def encode_image(self, image: Image.Image) -> list[int]:
         """Codes of an RGB image whose sides are multiples of the patch; raster order, no offset."""
         if self.place == "local":
-            codes: list[int] = self._codecs.image.encode([image])[0].tolist()
+            codes: list[int] = self._image.encode([image])[0].tolist()
             return codes
         return list(
             self._ask("dynin_encode_image", image.tobytes(), image.height, image.width) or ()
@@ -100,7 +115,7 @@ class CodecRunner:
     def encode_speech(self, waveform: NDArray[np.float32]) -> list[int]:
         """Units of mono samples at `AUDIO_RATE`, repeats kept, so that place is time."""
         if self.place == "local":
-            return self._codecs.speech.encode(waveform, AUDIO_RATE, collapse_repeats=False)
+            return self._speech.encode(waveform, AUDIO_RATE, collapse_repeats=False)
         samples = np.ascontiguousarray(waveform, np.float32).tobytes()
         return list(self._ask("dynin_encode_speech", samples) or ())
 
@@ -129,7 +144,7 @@ class CodecRunner:
     def speech_rate(self) -> int:
         """Samples per second of decoded speech."""
         if self.place == "local":
-            return self._codecs.speech.output_rate
+            return self._speech.output_rate
         return int(self._ask("dynin_speech_rate"))
 
     def speech_pieces(
@@ -148,7 +163,7 @@ class CodecRunner:
             return
         if self.place == "local":
             chosen = style or DEFAULT_STYLE
-            yield from self._codecs.speech.decode_stream(units, chosen, seed, speed)
+            yield from self._speech.decode_stream(units, chosen, seed, speed)
             return
         name, turn = uuid.uuid4().hex, next(self._turns)
         self._ask("dynin_open_speech", name, list(units), style, seed, speed, turn=turn)
@@ -158,7 +173,7 @@ class CodecRunner:
     def speech_styles(self) -> list[str]:
         """Names of the styles the speech codec has."""
         if self.place == "local":
-            return self._codecs.speech.styles
+            return self._speech.styles
         return list(self._ask("dynin_speech_styles"))
 
     def check_style(self, name: str) -> None:
@@ -219,7 +234,7 @@ class CodecRunner:
 
     def _decoded_image(self, codes: list[int], height: int, width: int) -> Image.Image:
         if self.place == "local":
-            return self._codecs.image.decode(torch.tensor([codes]), height, width)[0]
+            return self._image.decode(torch.tensor([codes]), height, width)[0]
         return Image.frombytes(
             "RGB", (width, height), self._ask("dynin_decode_image", codes, height, width)
         )
@@ -241,3 +256,19 @@ class CodecRunner:
         assert self._call is not None
         answers = self._call(method, arguments, None)
         return next((answer for answer in answers if answer is not None), None)
+
+
+def _loaded(medium: str, load: Callable[[], T]) -> T:
+    """A codec, loaded at first use.
+
+    Raises:
+        RuntimeError: its files are not what they were at the start, which no request is to blame
+            for.
+    """
+    try:
+        return load()
+    except (ValueError, OSError) as error:
+        raise RuntimeError(
+            f"the {medium} codec cannot be loaded; its files were whole at the start, and are "
+            "damaged or gone"
+        ) from error

@@ -22,23 +22,20 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
 import httpx
 
-import vllm_dynin
 from helpers.fuzz_media import mutate
+from helpers.fuzz_server import MAX_GROWTH, fault, resident, served
 from vllm_dynin.processors.codecs.image_io import open_image, open_mask
 from vllm_dynin.processors.codecs.limits import DEFAULT_LIMITS, MediaError
 
-DYNIN_TINY = Path(vllm_dynin.__file__).parent / "assets" / "dynin-tiny"
 CLIENTS = 8
 WARM = 200
 """Mutants before memory is first looked at."""
-MAX_GROWTH = 64 * 2**20
 MAX_WORKER = DEFAULT_LIMITS.max_decode_bytes + 64 * 2**20
 """The cap on decoding, and the interpreter with its libraries."""
 _LARGEST = 50_000  # bytes of a file that is damaged: changes in a larger one mostly meet nothing
@@ -100,44 +97,11 @@ def ask(http: httpx.Client, data: bytes, number: int) -> httpx.Response:
     return http.post("/v1/chat/completions", json=body)
 
 
-def fault(answer: httpx.Response) -> str:
-    """What is wrong with an answer; empty if nothing is."""
-    if answer.status_code == 200:
-        return ""
-    if not 400 <= answer.status_code < 500:
-        return f"status {answer.status_code}: {answer.text[:300]}"
-    message = answer.json().get("error", {}).get("message", "")
-    return "" if len(message) > 20 else f"a refusal that says nothing: {answer.text[:300]}"
-
-
 def is_recognised(http: httpx.Client) -> bool:
     """Whether a good picture is."""
     word, picture = good()
     answer = ask(http, picture, 1)
     return answer.status_code == 200 and word in answer.text
-
-
-def _processes(of: Callable[[Path], bool]) -> Iterator[Path]:
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if of(folder):
-                yield folder
-        except (OSError, IndexError, ValueError):
-            continue  # it has just ended
-
-
-def resident(url: str) -> int:
-    """Bytes of a server's processes, but for media workers."""
-    argument = f"--port\0{url.rpartition(':')[2]}\0".encode()
-    (leader,) = _processes(lambda folder: argument in (folder / "cmdline").read_bytes())
-    group = int(leader.name)
-
-    def is_of_it(folder: Path) -> bool:
-        stat = (folder / "stat").read_text().rpartition(")")[2].split()
-        return int(stat[2]) == group and b"_worker" not in (folder / "cmdline").read_bytes()
-
-    found = _processes(is_of_it)
-    return sum(int((f / "statm").read_text().split()[1]) for f in found) * resource.getpagesize()
 
 
 class Run:
@@ -192,10 +156,7 @@ def guard(files: int, run: Run) -> str:
 
 def server(files: int, run: Run, folder: Path) -> str:
     """The mutants over HTTP; a summary of the server's memory."""
-    from helpers.server import DYNIN_SERVE, serve
-
-    sizes = ("--max-model-len", "1024", "--num-gpu-blocks-override", "512", "--max-num-seqs", "16")
-    with serve(DYNIN_TINY, folder / "log", *sizes, program=DYNIN_SERVE) as started:
+    with served(folder) as started:
         http = httpx.Client(base_url=started.url, timeout=600)
         before = memory = 0
 
@@ -209,7 +170,7 @@ def server(files: int, run: Run, folder: Path) -> str:
                 list(clients.map(one, range(first, min(first + WARM, files))))
                 if not is_recognised(http):
                     run.failures.append(f"after mutant {first + WARM} a good picture is not known")
-                memory = resident(started.url)
+                memory = resident(started.group)
                 before = before or memory
                 print(f"{first + WARM}: {dict(run.outcomes)}, {memory >> 20} MiB", flush=True)
     if memory - before > MAX_GROWTH:

@@ -22,18 +22,15 @@ from pathlib import Path
 
 import httpx
 
-import vllm_dynin
 from helpers import peaks
 from helpers.audio_mutations import mutant
-from helpers.server import DYNIN_SERVE, serve
+from helpers.fuzz_server import MAX_GROWTH, fault, resident, served
 from helpers.sound_variety import GOOD, WORDS, wav
 from vllm_dynin.processors.codecs.limits import DEFAULT_LIMITS
 
-DYNIN_TINY = Path(vllm_dynin.__file__).parent / "assets" / "dynin-tiny"
 CLIENTS = 16
 WARM = 1_000
 """Mutants before the server's memory is first looked at: caches by length fill until then."""
-MAX_GROWTH = 64 * 2**20
 MAX_WORKER = DEFAULT_LIMITS.max_decode_bytes + 256 * 2**20
 """The cap on decoding, and the interpreter with its libraries."""
 
@@ -52,31 +49,6 @@ def ask(http: httpx.Client, data: bytes, number: int) -> httpx.Response:
     return http.post("/v1/chat/completions", json=body)
 
 
-def failure(answer: httpx.Response) -> str:
-    """What is wrong with an answer; empty if nothing is."""
-    if answer.status_code == 200:
-        return ""
-    if not 400 <= answer.status_code < 500:
-        return f"status {answer.status_code}: {answer.text[:300]}"
-    message = answer.json().get("error", {}).get("message", "")
-    return "" if len(message) > 20 else f"a refusal that says nothing: {answer.text[:300]}"
-
-
-def resident(group: int) -> int:
-    """Bytes of the processes of a group, but for media workers."""
-    total = 0
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if int((folder / "stat").read_text().rpartition(")")[2].split()[2]) != group:
-                continue
-            if b"_worker" in (folder / "cmdline").read_bytes():
-                continue
-            total += int((folder / "statm").read_text().split()[1]) * 4096
-        except (OSError, IndexError, ValueError):
-            continue  # it has just ended
-    return total
-
-
 def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -88,10 +60,8 @@ def main() -> int:
     folder = Path(tempfile.mkdtemp(prefix="fuzz_sounds_"))
     written, statuses = folder / "peaks", collections.Counter[int]()
     failures: list[str] = []
-    sizes = ("--max-model-len", "1024", "--num-gpu-blocks-override", "512", "--max-num-seqs", "16")
-    variables = dict(peaks.variables(written))
     started = time.monotonic()
-    with serve(DYNIN_TINY, folder / "log", *sizes, program=DYNIN_SERVE, **variables) as server:
+    with served(folder, **peaks.variables(written)) as server:
         http = httpx.Client(base_url=server.url, timeout=600)
         before = 0
 
@@ -99,7 +69,7 @@ def main() -> int:
             name, mutations, data = mutant(made, options.first + number)
             answer = ask(http, data, number)
             statuses[answer.status_code] += 1
-            if wrong := failure(answer):
+            if wrong := fault(answer):
                 failures.append(f"mutant {number} of {name} {mutations}: {wrong}")
                 (folder / f"mutant{number}").write_bytes(data)
 

@@ -23,25 +23,22 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import suppress
 from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 
 import httpx
 
-import vllm_dynin
 from helpers.fuzz_media import mutate
-from helpers.server import DYNIN_SERVE, Server, serve
+from helpers.fuzz_server import MAX_GROWTH, fault, processes, read, resident, served
+from helpers.server import Server
 from helpers.video_files import still
 from helpers.video_variety import FILMS, MOVING, file_of
 from vllm_dynin.processors.codecs.limits import DEFAULT_LIMITS, MediaError
 from vllm_dynin.processors.codecs.video import load_frames
 
-DYNIN_TINY = Path(vllm_dynin.__file__).parent / "assets" / "dynin-tiny"
 CLIENTS, WARM = 8, 200
 """Mutants at once, and before memory is first looked at."""
-MAX_GROWTH = 64 * 2**20
 MAX_WORKER = DEFAULT_LIMITS.max_decode_bytes + 256 * 2**20
 """The cap on decoding, and the interpreter with its libraries."""
 _LARGEST = 60_000  # bytes of a film that is damaged: changes in a larger one mostly meet nothing
@@ -91,16 +88,6 @@ def ask(http: httpx.Client, video: str) -> httpx.Response:
     return http.post("/v1/chat/completions", json=body)
 
 
-def fault(answer: httpx.Response) -> str:
-    """What is wrong with an answer; empty if nothing is."""
-    if answer.status_code == 200:
-        return ""
-    if not 400 <= answer.status_code < 500:
-        return f"status {answer.status_code}: {answer.text[:300]}"
-    message = answer.json().get("error", {}).get("message", "")
-    return "" if len(message) > 20 else f"a refusal that says nothing: {answer.text[:300]}"
-
-
 class Run:
     """What came out of a run; mutants that failed are kept in a folder of its own."""
 
@@ -130,51 +117,23 @@ class Watch(threading.Thread):
     """Looks at the processes of a server for as long as it runs.
 
     Args:
-        server: its main process is the one with its port.
+        server: of which the workers are.
     """
 
     def __init__(self, server: Server) -> None:
         super().__init__(daemon=True)
-        port = f"--port\0{server.url.rpartition(':')[2]}\0".encode()
-        (leader,) = (p for p in _processes() if port in _read(p / "cmdline"))
-        self.group, self.most, self.seen, self.is_over = int(leader.name), 0, set[str](), False
+        self.group, self.most, self.seen, self.is_over = server.group, 0, set[str](), False
 
     def run(self) -> None:
         """Peaks of the workers, which live for a quarter of a second."""
         while not self.is_over:
-            for process in self._of_the_group():
-                if b"video_worker" in _read(process / "cmdline"):
+            for process in processes(self.group):
+                if b"video_worker" in read(process / "cmdline"):
                     self.seen.add(process.name)
-                    status = _read(process / "status").decode()
+                    status = read(process / "status").decode()
                     peak = status.partition("VmHWM:")[2].split()[:1]
                     self.most = max(self.most, int(*peak or (0,)) * 1024)
             time.sleep(0.01)
-
-    def resident(self) -> int:
-        """Bytes of the server's own processes."""
-        pages = 0
-        for process in self._of_the_group():
-            if b"_worker" not in _read(process / "cmdline"):
-                pages += int((_read(process / "statm").split() or [b"0", b"0"])[1])
-        return pages * resource.getpagesize()
-
-    def _of_the_group(self) -> list[Path]:
-        found = []
-        for process in _processes():
-            fields = _read(process / "stat").rpartition(b")")[2].split()
-            if len(fields) > 2 and int(fields[2]) == self.group:
-                found.append(process)
-        return found
-
-
-def _processes() -> list[Path]:
-    return list(Path("/proc").glob("[0-9]*"))
-
-
-def _read(path: Path) -> bytes:
-    with suppress(OSError):  # it has just ended
-        return path.read_bytes()
-    return b""
 
 
 def guard(files: int, run: Run) -> str:
@@ -202,9 +161,8 @@ def guard(files: int, run: Run) -> str:
 
 def server(files: int, run: Run) -> str:
     """The mutants over HTTP; a summary of memory."""
-    sizes = ("--max-model-len", "1024", "--num-gpu-blocks-override", "512", "--max-num-seqs", "16")
     held: list[int] = []
-    with serve(DYNIN_TINY, run.kept / "log", *sizes, program=DYNIN_SERVE) as started:
+    with served(run.kept) as started:
         watch, http = Watch(started), httpx.Client(base_url=started.url, timeout=600)
         watch.start()
 
@@ -217,7 +175,7 @@ def server(files: int, run: Run) -> str:
             answer = ask(http, good)
             if MOVING[GOOD][0].answer not in answer.text:
                 run.failures.append(f"after {done} a good film is answered {answer.text[:300]}")
-            held.append(watch.resident())
+            held.append(resident(started.group))
 
         run.each(files, one, after)
         watch.is_over = True

@@ -123,3 +123,20 @@ def test_sound_as_a_file() -> None:
     sound = Sound(np.zeros(8_000, np.float32), 16_000)
     assert sound.seconds == 0.5
     assert sound.to_bytes("flac")[:4] == b"fLaC"
+
+
+def test_files_that_have_gone_are_nobodys_bad_request(tmp_path) -> None:
+    """A `ValueError` would be a 400: the client's fault."""
+    folders = CodecFolders(image=str(tmp_path / "image"), speech=str(tmp_path / "speech"))
+    gone = CodecRunner(folders, VOCABULARY)
+    with pytest.raises(RuntimeError, match="the image codec cannot be loaded"):
+        gone.decode_image([1], 1, 1).result()
+    with pytest.raises(RuntimeError, match="the image codec cannot be loaded"):
+        gone.encode_image(Image.new("RGB", (8, 8)))
+    with pytest.raises(RuntimeError, match="the speech codec cannot be loaded"):
+        gone.decode_speech(UNITS).result()
+    with pytest.raises(RuntimeError, match="the speech codec cannot be loaded"):
+        gone.speech_rate()
+    none = CodecRunner(CodecFolders(), VOCABULARY)
+    with pytest.raises(ValueError, match="this checkpoint has no image codec"):
+        none.encode_image(Image.new("RGB", (8, 8)))

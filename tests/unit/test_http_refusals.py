@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("vllm", reason="the routes are part of the server")
 
-from fastapi import Depends, FastAPI, Form, HTTPException, UploadFile
+from fastapi import APIRouter, Depends, FastAPI, Form, HTTPException, UploadFile
 from fastapi.testclient import TestClient
 from pydantic import BaseModel, Field
 from vllm.entrypoints.serve.exception_handling.register import init_exception_handler
@@ -18,6 +18,7 @@ from vllm.entrypoints.serve.middleware.authenticate import AuthenticationMiddlew
 from vllm.entrypoints.serve.utils.api_utils import validate_json_request
 
 from vllm_dynin.entrypoints.http import refusals
+from vllm_dynin.entrypoints.http.forms import FormRoute
 from vllm_dynin.entrypoints.http.unsaid import NullsUnsaid
 
 
@@ -45,9 +46,13 @@ def http() -> TestClient:
     async def of_vllm(body: _Body) -> str:
         return body.prompt
 
-    @app.post("/v1/form")
+    forms = APIRouter(route_class=FormRoute)
+
+    @forms.post("/v1/form")
     async def of_form(form: Annotated[_FormBody, Form(media_type="multipart/form-data")]) -> int:
         return form.n
+
+    app.include_router(forms)
 
     @app.post("/v1/inner")
     async def inner() -> None:
@@ -65,6 +70,8 @@ def http() -> TestClient:
 
 
 JSON = {"content-type": "application/json"}
+FORM_KIND = {"content-type": f"{refusals.FORM}; boundary=x"}
+FORM_OF = b'--x\r\nContent-Disposition: form-data; name="n"\r\n\r\n%s\r\n--x--\r\n'
 # Method, path, what is sent, status, field, start of the message.
 WRONG: dict[str, tuple[str, str, dict[str, Any], int, str | None, str]] = {
     "no JSON": ("POST", "/v1/json", {"content": b"{'x", "headers": JSON}, 400, None, "the body is"),
@@ -116,6 +123,17 @@ WRONG: dict[str, tuple[str, str, dict[str, Any], int, str | None, str]] = {
     "no boundary": (
         *("POST", "/v1/form", {"content": b"x", "headers": {"content-type": refusals.FORM}}, 400),
         *(None, "the body cannot be read (Missing boundary in multipart"),
+    ),
+    "a form in Latin-1": (
+        *("POST", "/v1/form", {"content": FORM_OF % b"a\xff", "headers": FORM_KIND}, 400, None),
+        "the form cannot be read (the field 'n' is not UTF-8); send it as multipart/form-data",
+    ),
+    "half a character in a form": (
+        *("POST", "/v1/form", {"content": FORM_OF % b"\xed\xa0\x80", "headers": FORM_KIND}, 400),
+        *(None, "the form cannot be read (the field 'n' is not UTF-8)"),
+    ),
+    "a list to a route without a check": (
+        *("POST", "/invocations", {"json": [1]}, 400, None, "the body is no JSON object; send one"),
     ),
     "inside of a route": ("POST", "/v1/inner", {}, 400, "prompt", "prompt=5: it must be a string"),
     "no route": ("GET", "/v1/nowhere", {}, 404, None, "there is no /v1/nowhere here; routes are"),

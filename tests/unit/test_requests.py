@@ -10,6 +10,7 @@ from helpers.tiny_tokenizer import make_tokenizer
 from PIL import Image
 
 from vllm_dynin import requests as R
+from vllm_dynin.canvas import Parity, Task
 from vllm_dynin.codec_runner import CodecRunner
 from vllm_dynin.config import DyninOmniConfig, LLaDAConfig
 from vllm_dynin.entrypoints.stand_in import TINY_IMAGE_DIRECTORY
@@ -276,3 +277,85 @@ def test_media_as_path_bytes_and_array(checkpoint, picture, tmp_path) -> None:
     sources = [tmp_path / "a.png", buffer.getvalue(), np.asarray(picture), picture]
     media = [R.ImageToText(source).prompt(checkpoint).media["image"][0] for source in sources]
     assert len({image.tobytes() for image in media}) == 1
+
+
+# What is made wrongly, and words of the refusal.
+MISMADE = {
+    "task": (lambda: DenoiseParams(task="sing"), "dynin_task='sing' is invalid: use one of 't2t'"),
+    "task of another type": (lambda: DenoiseParams(task=5), "dynin_task=5 is invalid: use one of"),
+    "parity": (lambda: DenoiseParams(parity="exact"), "use one of 'default', 'reference'"),
+    "remasking": (lambda: DenoiseParams(remasking="best"), "use one of 'low_confidence', 'random'"),
+    "steps": (lambda: DenoiseParams(steps="8"), "dynin_steps='8' is invalid: expected `int"),
+    "no steps": (lambda: DenoiseParams(steps=0), "dynin_steps=0 is invalid: expected `int` >= 1"),
+    "scale": (lambda: DenoiseParams(cfg_scale=float("nan")), "dynin_cfg_scale=nan is invalid"),
+    "style": (lambda: DenoiseParams(style=5), "dynin_style=5 is invalid: expected `str"),
+    "targets": (lambda: DenoiseParams(target_token_ids="abc"), "dynin_target_token_ids='abc'"),
+    "width": (lambda: DenoiseParams(width=64), "dynin_width and dynin_height go together"),
+    "options": (lambda: R.TextToImage("x", options={"steps": 4}), "must be DenoiseParams"),
+    "no options": (lambda: R.TextToImage("x", options=None), "options=None must be DenoiseParams"),
+    "max_tokens": (lambda: R.TextToText("x", max_tokens="8"), "max_tokens='8' must be an integer"),
+    "half a token": (
+        lambda: R.TextToText("x", max_tokens=1.5),
+        "max_tokens=1.5 must be an int",
+    ),
+    "temperature": (lambda: R.TextToText("x", temperature="hot"), "temperature='hot' must be"),
+    "no number": (lambda: R.TextToText("x", temperature=float("inf")), "must be a finite number"),
+    "seed": (lambda: R.TextToText("x", seed=True), "seed=True must be an integer or None"),
+    "trajectory": (lambda: R.TextToImage("x", trajectory=1), "trajectory=1 must be True or False"),
+    "thinking": (lambda: R.TextToText("x", thinking="yes"), "thinking='yes' must be True or False"),
+    "stop": (lambda: R.TextToText("x", stop="."), "stop='.' must be a tuple of strings"),
+    "a list in stop": (lambda: R.TextToText("x", stop=[5]), "must be a tuple of strings"),
+    "system": (lambda: R.TextToText("x", system=5), "system=5 must be a string or None"),
+    "text": (lambda: R.TextToText(None), "TextToText: prompt_text=None must be a string"),
+    "description": (lambda: R.TextToImage(b"x"), "TextToImage: description=b'x' must be a string"),
+    "inpainting": (lambda: R.Inpaint(None, None, 5), "Inpaint: description=5 must be a string"),
+    "instruction": (lambda: R.EditImage(None, None), "instruction=None must be a string"),
+    "mixed": (lambda: R.MixedAnswer(None, ["x"]), "instruction=['x'] must be a string"),
+    "sentence": (lambda: R.TextToSpeech(5), "TextToSpeech: sentence=5 must be a string"),
+    "how": (lambda: R.TextToSpeech("x", 5), "instruction=5 must be a string or None"),
+    "start": (lambda: R.FillSpeech(b"", "x", "0", 1.0), "start='0' must be a finite number"),
+    "stop, none": (lambda: R.FillSpeech(b"", "x", 0, float("nan")), "stop=nan must be a finite"),
+    "units": (
+        lambda: R.FillSpeech(b"", "x", 0, 1, "9"),
+        "num_units='9' must be an int",
+    ),
+    "question": (lambda: R.ImageToText(b"", 5), "question=5 must be a string"),
+    "resolution": (lambda: R.ImageToText(b"", resolution="64"), "resolution='64' must be an int"),
+    "frames": (lambda: R.VideoToText(b"", num_frames=2.5), "num_frames=2.5 must be an integer"),
+    "spoken frames": (
+        lambda: R.VideoToSpeech(b"", num_frames="2"),
+        "num_frames='2' must be an",
+    ),
+    "transcript": (lambda: R.SpeechToText(b"", 5), "instruction=5 must be a string or None"),
+    "gap": (lambda: R.Gap("4"), "Gap: num_tokens='4' must be an integer"),
+    "answer": (lambda: R.FillText("x", "y"), "answer='y' must be a tuple of strings and Gaps"),
+    "parts": (lambda: R.FillText("x", (4,)), "answer=(4,) must be a tuple of strings and Gaps"),
+    "conversation": (lambda: R.Chat("hello"), "Chat: messages='hello' must be a list of messages"),
+    "message": (lambda: R.Chat(["hello"]), "Chat: message='hello' must be {'role'"),
+    "role": (lambda: R.Chat([{"content": "x"}]), "must be {'role': a string"),
+    "content": (lambda: R.Chat([{"role": "user", "content": 5}]), "content=5 must be a string, or"),
+    "part": (
+        lambda: R.Chat([{"role": "user", "content": ["x"]}]),
+        "content=['x'] must be a str",
+    ),
+    "text of a part": (
+        lambda: R.Chat([{"role": "user", "content": [{"type": "text", "text": 5}]}]),
+        "must be a string, or a list of parts",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MISMADE)
+def test_what_is_made_wrongly(name):
+    make, words = MISMADE[name]
+    with pytest.raises(ValueError) as caught:
+        make()
+    assert words in str(caught.value)
+
+
+def test_names_of_enums_and_numbers_of_numpy():
+    options = DenoiseParams(task="t2i", parity="reference", target_token_ids=[1, 2])
+    assert options.task is Task.TEXT_TO_IMAGE and options.parity is Parity.REFERENCE
+    assert options.target_token_ids == (1, 2)
+    request = R.TextToText("x", max_tokens=np.int64(5), temperature=np.float32(0), stop=["."])
+    assert request.max_tokens == 5

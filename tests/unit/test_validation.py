@@ -59,6 +59,12 @@ WRONG = [
     ),
     (
         GenerationBody,
+        DRAW | {"temperature": "nan"},
+        "temperature='nan': it must be a finite number; send such a value, or leave it out",
+        "temperature",
+    ),
+    (
+        GenerationBody,
         DRAW | {"response_format": "diarized_json"},
         "response_format='diarized_json': it must be 'b64_json' or 'url'; send such a value, or "
         "leave it out",

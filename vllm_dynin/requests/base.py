@@ -12,6 +12,7 @@ from vllm_dynin.config import LLaDAConfig, MMadaConfig
 from vllm_dynin.processors.assemble import PromptAssembler
 from vllm_dynin.processors.media import CodecFolders, required_folder
 from vllm_dynin.processors.text_tokenizer import TextTokenizer
+from vllm_dynin.requests.checks import check_fields, wrong
 from vllm_dynin.sampling.params import DenoiseParams
 
 
@@ -95,6 +96,9 @@ class Request:
             where it has none. 0 is greedy everywhere.
         seed: of all draws; None draws one.
         trajectory: keep how the answer filled in (`Result.trajectory`).
+
+    Raises:
+        ValueError: a field is not of its type.
     """
 
     default_temperature: ClassVar[float] = 1.0
@@ -104,6 +108,9 @@ class Request:
     temperature: float | None = None
     seed: int | None = None
     trajectory: bool = False
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def prompt(self, checkpoint: Checkpoint) -> Prompt:
         """The request in vLLM's terms.
@@ -126,3 +133,9 @@ class TextRequest(Request):
     default_temperature: ClassVar[float] = 0.0
 
     stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        is_listed = isinstance(self.stop, list | tuple)
+        if not is_listed or not all(isinstance(text, str) for text in self.stop):
+            raise ValueError(wrong(type(self), "stop", self.stop, "a tuple of strings"))

@@ -12,6 +12,7 @@ from vllm_dynin.processors.codecs.image_io import ImageSource
 from vllm_dynin.processors.codecs.video import VideoSource
 from vllm_dynin.processors.placeholders import STAND_IN, empty_media
 from vllm_dynin.requests.base import Checkpoint, Prompt, TextRequest
+from vllm_dynin.requests.checks import check_fields, wrong
 from vllm_dynin.requests.media import (
     OPENERS,
     filled,
@@ -42,6 +43,20 @@ class Chat(TextRequest):
     thinking: bool | None = field(default=None, kw_only=True)
     interleave_media: bool = field(default=False, kw_only=True)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.messages, list | tuple):
+            raise ValueError(wrong(Chat, "messages", self.messages, "a list of messages"))
+        for message in self.messages:
+            content = message.get("content") if isinstance(message, Mapping) else None
+            parts = [] if content is None or isinstance(content, str) else content
+            if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+                rule = "{'role': a string, 'content': a string or a list of parts}"
+                raise ValueError(wrong(Chat, "message", message, rule))
+            if not isinstance(parts, list | tuple) or not all(map(_is_part, parts)):
+                rule = "a string, or a list of parts {'type': 'text', 'text': …}"
+                raise ValueError(wrong(Chat, "content", content, rule))
+
     def prompt(self, checkpoint: Checkpoint) -> Prompt:
         """The rendered conversation and its media."""
         text = chat.render_chat(
@@ -64,6 +79,12 @@ class Chat(TextRequest):
         return Prompt(
             token_ids=checkpoint.assembler.encode(text), options=self.options, media=media
         )
+
+
+def _is_part(part: Any) -> bool:
+    if not isinstance(part, Mapping) or not isinstance(part.get("type"), str):
+        return False
+    return "text" not in part["type"] or isinstance(part.get("text"), str)
 
 
 @dataclass(frozen=True)
@@ -102,6 +123,7 @@ class Gap:
     num_tokens: int
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.num_tokens < 1:
             raise ValueError(f"Gap({self.num_tokens}): a gap has at least one token")
 
@@ -117,6 +139,12 @@ class FillText(TextRequest):
 
     prompt_text: str
     answer: Sequence[str | Gap]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        is_listed = isinstance(self.answer, list | tuple)
+        if not is_listed or not all(isinstance(part, str | Gap) for part in self.answer):
+            raise ValueError(wrong(FillText, "answer", self.answer, "a tuple of strings and Gaps"))
 
     def prompt(self, checkpoint: Checkpoint) -> Prompt:
         """One user turn, with the known text pinned."""

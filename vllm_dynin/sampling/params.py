@@ -40,8 +40,10 @@ class DenoiseParams(
     That is the checkpoint's, or where it has none the family's, which is named below
     (`vllm_dynin/defaults.py`).
 
+    Names of a task or a parity are as good as the members of their enums.
+
     Raises:
-        ValueError: `parse` and `to_sampling_params` refuse a value outside its stated range.
+        ValueError: a value of another type, outside its stated range, or against another one.
     """
 
     task: Task | None = None
@@ -114,6 +116,19 @@ class DenoiseParams(
     """Whether to keep at which denoising step each token was decided, to show an answer as it
     filled in. The report, which comes along, names it. Goes with n=1."""
 
+    def __post_init__(self) -> None:
+        for name, hint in _hints().items():
+            value = getattr(self, name)
+            if value is None:
+                continue
+            try:
+                read = msgspec.convert(value, hint)
+            except msgspec.ValidationError as error:
+                raise ValueError(_explain(name, value, error)) from None
+            if read is not value:
+                msgspec.structs.force_setattr(self, name, read)
+        self._check_pairs()
+
     @classmethod
     def parse(cls, extra_args: Mapping[str, Any] | None) -> DenoiseParams:
         """Read our options out of `SamplingParams.extra_args`; other keys are left alone.
@@ -131,12 +146,7 @@ class DenoiseParams(
                 raise ValueError(_unknown_option(name, cls.__struct_fields__))
             if name in _flags() and value in (0, 1):
                 ours[name] = bool(value)  # the type of vLLM's `vllm_xargs` makes true a 1
-        try:
-            params = msgspec.convert(ours, cls)
-        except msgspec.ValidationError as error:
-            raise ValueError(_explain(error, ours)) from None
-        params._check_pairs()
-        return params
+        return cls(**ours)
 
     def _check_pairs(self) -> None:
         if self.cfg_scale is not None and self.guidance_scale is not None:
@@ -175,7 +185,6 @@ class DenoiseParams(
             standard.pop("temperature", None)
         standard.setdefault("max_tokens", None)  # the direction's default length
         own = self.to_extra_args()
-        self.parse(own)  # constructing a struct checks nothing
         extra = {**(standard.pop("extra_args", None) or {}), **own}
         return note_stated(SamplingParams(extra_args=extra, **standard), **stated)
 
@@ -223,14 +232,17 @@ def _unknown_option(name: str, known: tuple[str, ...]) -> str:
     )
 
 
-def _explain(error: msgspec.ValidationError, ours: Mapping[str, Any]) -> str:
-    rule, _, where = str(error).partition(" - at `$.")
-    name = where.rstrip("`").split("[")[0]
-    if name not in ours:
-        return str(error)
-    if rule.startswith("Invalid enum value"):
-        rule = f"use one of {', '.join(map(repr, _choices(name)))}"
-    return f"{PREFIX}{name}={ours[name]!r} is invalid: {rule[0].lower()}{rule[1:]}"
+@cache
+def _hints() -> dict[str, Any]:
+    """Type of each option, with its range."""
+    return get_type_hints(DenoiseParams, include_extras=True)
+
+
+def _explain(name: str, value: Any, error: msgspec.ValidationError) -> str:
+    rule = str(error).partition(" - at `$")[0]
+    if choices := _choices(name):
+        rule = f"use one of {', '.join(map(repr, choices))}"
+    return f"{PREFIX}{name}={repr(value)[:80]} is invalid: {rule[0].lower()}{rule[1:]}"
 
 
 def _choices(name: str) -> list[str]:

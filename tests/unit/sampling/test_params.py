@@ -75,7 +75,7 @@ def test_round_trip():
             "highest",
             r"dynin_remasking='highest' is invalid: use one of 'low_confidence', 'random'",
         ),
-        ("dynin_remasking", 3, r"dynin_remasking=3 is invalid: expected `str"),
+        ("dynin_remasking", 3, r"dynin_remasking=3 is invalid: use one of .low_confidence"),
         ("dynin_parity", "exact", r"invalid: use one of 'default', 'reference'"),
         ("dynin_stop_at_eos", "yes", r"dynin_stop_at_eos='yes' is invalid: expected `bool"),
         ("dynin_stop_at_eos", 2, r"dynin_stop_at_eos=2 is invalid: expected `bool"),

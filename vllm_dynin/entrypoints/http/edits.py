@@ -11,14 +11,12 @@ from fastapi.responses import Response
 from fastapi.routing import APIRoute
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, Json
-from starlette.datastructures import Headers
-from starlette.routing import Match
-from starlette.types import Scope
 
 from vllm_dynin.canvas import Task
 from vllm_dynin.config import LLaDAConfig
 from vllm_dynin.entrypoints.http.fetching import fetch
 from vllm_dynin.entrypoints.http.fields import EDITS, EDITS_JSON
+from vllm_dynin.entrypoints.http.forms import FormRoute
 from vllm_dynin.entrypoints.http.images import ANSWERS, ImageBody, respond
 from vllm_dynin.entrypoints.http.routing import cancellable
 from vllm_dynin.entrypoints.http.service import service_of
@@ -28,20 +26,6 @@ from vllm_dynin.requests import EditImage, Inpaint, Request
 
 MAX_SOURCES = 16
 """Source images of one edit, as in OpenAI's API."""
-
-
-class JSONRoute(APIRoute):
-    """A route for JSON, where another one of the same path takes forms."""
-
-    def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        """Whether a request is for this route."""
-        is_json = scope["type"] == "http" and "json" in Headers(scope=scope).get("content-type", "")
-        return super().matches(scope) if is_json else (Match.NONE, {})
-
-
-router = APIRouter()
-json_router = APIRouter(route_class=JSONRoute)
-"""In front of `router`."""
 
 
 class EditForm(ImageBody):
@@ -95,7 +79,6 @@ class EditBody(ImageBody):
     mask: ImageReference | None = Field(None, description="As in the form.")
 
 
-@json_router.post("/v1/images/edits", responses=ANSWERS, include_in_schema=False)
 @cancellable
 async def edit_images_by_url(request: EditBody, raw_request: HTTPRequest) -> Response:
     """The same with a body of JSON."""
@@ -110,6 +93,15 @@ async def edit_images_by_url(request: EditBody, raw_request: HTTPRequest) -> Res
     sources = [await opened(open_image, source) for source in request.images]
     mask = None if request.mask is None else await opened(open_mask, request.mask)
     return await _edited(request, sources, mask, raw_request)
+
+
+class EditRoute(FormRoute):
+    """A route for a form or JSON."""
+
+    json = APIRoute("/v1/images/edits", edit_images_by_url, methods=["POST"])
+
+
+router = APIRouter(route_class=EditRoute)
 
 
 @router.post("/v1/images/edits", responses=ANSWERS)

@@ -17,6 +17,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 from vllm.engine.protocol import EngineClient
 from vllm.exceptions import GracefulHTTPError
+from vllm.v1.engine.exceptions import EngineDeadError
 
 from vllm_dynin import envs
 from vllm_dynin.entrypoints.guard import BodyGuard, BodyLimits
@@ -99,6 +100,15 @@ def _closing_answer() -> JSONResponse:
     return JSONResponse(body, 503, headers)
 
 
+def _is_no_orderly_end(record: logging.LogRecord) -> bool:
+    """Whether a line of vLLM's is to be logged while the engine is shut down.
+
+    The task that reads what the engine says fails when it is gone, and is cancelled a moment too
+    late: a traceback of `EngineDeadError` at every orderly end. Remove when it is cancelled first.
+    """
+    return record.exc_info is None or not isinstance(record.exc_info[1], EngineDeadError)
+
+
 def _announce_shutdown(engine: Any, state: State) -> None:
     """Note when the engine is shut down, and tell the requests that are left over then.
 
@@ -112,6 +122,7 @@ def _announce_shutdown(engine: Any, state: State) -> None:
 
     def announced(timeout: float | None = None) -> None:
         state.dynin_is_closing = True
+        logging.getLogger("vllm.v1.engine.async_llm").addFilter(_is_no_orderly_end)
         end = time.monotonic() + (timeout or 0)
         while getattr(state, "dynin_num_open", 0) and time.monotonic() < end:
             time.sleep(_POLL_SECONDS)

@@ -91,7 +91,7 @@ class Said(BaseModel):
             body = handler(kept)
         except (AttributeError, KeyError, IndexError, TypeError) as error:
             # From a check of vLLM's that takes the shape of a field for granted.
-            raise ValueError(_misshapen(cls, kept, error)) from error
+            raise ValueError(_misshapen(cls, said, error)) from error
         body._ignored, body._given = tuple(ignored), kept
         return body
 
@@ -182,8 +182,7 @@ def parse_options(xargs: Mapping[str, Any] | None, **own: Any) -> DenoiseParams:
                 f"{PREFIX}{name}={getattr(options, name)!r} in vllm_xargs, but other fields of the "
                 f"body come to {value!r}; say it once"
             )
-    options = msgspec.structs.replace(options, **changes)
-    return DenoiseParams.parse(options.to_extra_args())  # replacing checks nothing
+    return msgspec.structs.replace(options, **changes)
 
 
 def parse_size(size: str | None) -> tuple[int, int] | None:

@@ -34,7 +34,6 @@ ROUTERS = (
     chat.router,
     text_routes.router,
     images.router,
-    edits.json_router,
     edits.router,
     speech.router,
     transcriptions.router,

@@ -131,6 +131,8 @@ async def refused(request: HTTPRequest, error: AnyHTTPException) -> Response:
 def _no_route(request: HTTPRequest) -> str:
     path = request.url.path
     said = f"there is no {path[:100]} here"
+    if path.startswith("/v1/models/"):
+        return f"{said}: GET /v1/models lists the models"
     if path.rstrip("/") in INSTEAD:
         return f"{said}: {INSTEAD[path.rstrip('/')]}"
     routes = sorted({route for route in _paths(request) if route.startswith("/v1/")})

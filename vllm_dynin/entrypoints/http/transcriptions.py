@@ -19,6 +19,7 @@ from vllm_dynin.canvas import Task
 from vllm_dynin.defaults import defaults_of
 from vllm_dynin.entrypoints.http.events import first_of, sse
 from vllm_dynin.entrypoints.http.fields import TRANSCRIPTIONS
+from vllm_dynin.entrypoints.http.forms import FormRoute
 from vllm_dynin.entrypoints.http.options import Body, Seed, Temperature, parse_options
 from vllm_dynin.entrypoints.http.routing import cancellable, described
 from vllm_dynin.entrypoints.http.segments import (
@@ -37,7 +38,7 @@ from vllm_dynin.processors.media import AUDIO_RATE, speech_input
 from vllm_dynin.requests import SpeechToText
 from vllm_dynin.sampling.params import DenoiseParams
 
-router = APIRouter()
+router = APIRouter(route_class=FormRoute)
 
 _MEDIA_TYPES = {"srt": "application/x-subrip", "vtt": "text/vtt", "text": "text/plain"}
 _PROMPT_ROOM = 64

@@ -92,7 +92,7 @@ def _no_json(error: Mapping[str, Any]) -> str | None:
     place = list(error.get("loc") or ())[1:]
     if error.get("type") != "json_invalid" or not (place and isinstance(place[0], int)):
         return None
-    why = (error.get("ctx") or {}).get("error", "")
+    why = str((error.get("ctx") or {}).get("error", "")).removesuffix(" at")
     return f"the body is no JSON ({why} at character {place[0]}); send a JSON object"
 
 
@@ -116,11 +116,18 @@ def _problem(error: Mapping[str, Any], body: Any) -> _Problem:
         path, value = [names[0]], error.get("input")
     text = str(error.get("msg", ""))
     said = text.removeprefix("Value error, ") if kind == "value_error" else ""
-    if isinstance(value, float) and not math.isfinite(value):  # JSON has them all the same
+    if kind in _RANGES and not _is_finite(value):  # JSON has NaN, and a form has words
         kind = "finite_number"
     if "UploadFile" in said:  # pydantic's own, of FastAPI's file field
         said = ""
     return _Problem(tuple(path), tuple(branch), kind, _rule(kind, text), value, said)
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return math.isfinite(float(value))
+    except (TypeError, ValueError, OverflowError):
+        return True
 
 
 def _inside(value: Any, key: str | int) -> Any:
@@ -145,6 +152,7 @@ def _field(model: type[BaseModel], name: str | int) -> Any:
     return None
 
 
+_RANGES = ("greater_than_equal", "less_than_equal", "greater_than", "less_than")
 _KINDS = {
     "dict_type": "must be an object",
     "model_attributes_type": "must be an object",
