@@ -326,6 +326,12 @@ def _room(num_prompt: int, is_guided: bool, limits: Limits) -> int:
     return min(min(rows, limits.max_positions) - num_prompt, limits.max_slots)
 
 
+_SAID_AS = {
+    "structured_outputs": "structured_outputs (response_format, text.format, a forced tool_choice)"
+}
+"""What clients write, where vLLM makes one field of several."""
+
+
 def _refuse_unsupported(params: SamplingParams) -> None:
     for name, (neutral, reason) in _UNSUPPORTED.items():
         value = getattr(params, name, neutral)
@@ -334,7 +340,8 @@ def _refuse_unsupported(params: SamplingParams) -> None:
         is_empty = isinstance(value, list | dict) and not value
         if is_neutral or is_empty or (name == "top_k" and value == -1):
             continue
-        raise ValueError(f"{name}={value!r} cannot be honoured: {reason}; leave it out")
+        said = _SAID_AS.get(name) or f"{name}={repr(value)[:80]}"
+        raise ValueError(f"{said} cannot be honoured: {reason}; leave it out")
 
 
 def _apply_stop_rule(

@@ -33,7 +33,9 @@ def check_fields(request: Any) -> None:
     for name, kinds in _plain_fields(request.__class__).items():
         value = getattr(request, name)
         if not any(_is(value, kind) for kind in kinds):
-            raise ValueError(wrong(type(request), name, value, " or ".join(map(_WORDS.get, kinds))))  # type: ignore[arg-type]
+            raise ValueError(
+                wrong(type(request), name, value, " or ".join(_WORDS[kind] for kind in kinds))
+            )
 
 
 def wrong(owner: type, name: str, value: Any, rule: str) -> str:

@@ -5,7 +5,7 @@ import io
 import numpy as np
 import openai
 import pytest
-from helpers.http_media import expected, file_of, image_of, message_of
+from helpers.http_media import data_url, expected, file_of, image_of, message_of
 from helpers.omni_media import photograph
 from PIL import Image, ImageChops
 
@@ -188,6 +188,41 @@ def test_a_mask_paints_a_part_anew(api, local, is_transparent):
     )
     for answer, result in zip((painted, edited), wanted, strict=True):
         assert same(image_of(answer.data[0].b64_json), result.image)
+
+
+def by_url(image: Image.Image) -> dict[str, str]:
+    return {"image_url": data_url(file_of(image).getvalue(), "image/png")}
+
+
+def test_edits_as_json_equal_those_as_forms(routes):
+    source, mask = photograph(), Image.new("L", photograph().size, 255)
+    body = {"prompt": "make it night", "seed": 2, "num_inference_steps": 2}
+    refused = {
+        "no files are kept here": {"images": [{"file_id": "file-1"}]},
+        "no files are kept": {"mask": {"file_id": "file-1"}},
+        "send 1 to 16": {"images": []},
+        "images is missing": {"images": None},
+        "it must be an object": {"images": ["data:image/png;base64,AAAA"]},
+        "an image without image_url": {"images": [{}]},
+        "cannot be fetched": {"images": [{"image_url": "file:///etc/passwd"}]},
+        "is no public one": {"images": [{"image_url": f"{routes.url}/health"}]},
+        "not a readable image": {"images": [{"image_url": "data:image/png;base64,AAAA"}]},
+        "a body of JSON has images": {"image": "data:image/png;base64,AAAA"},
+    }
+    with routes.client() as http:
+        for name, count in {"image": 1, "image[]": 2}.items():
+            files = [(name, file_of(source))] * count
+            form = http.post("/v1/images/edits", data=body, files=files)
+            more = body | {"images": [by_url(source)] * count, "user": None}
+            assert http.post("/v1/images/edits", json=more).json()["data"] == form.json()["data"]
+        masked = {"image": file_of(source), "mask": file_of(mask)}
+        form = http.post("/v1/images/edits", data=body, files=masked)
+        good = body | {"images": [by_url(source)], "mask": by_url(mask)}
+        assert http.post("/v1/images/edits", json=good).json()["data"] == form.json()["data"]
+        for words, changes in refused.items():
+            answer = http.post("/v1/images/edits", json=good | changes)
+            assert answer.status_code == 400, (words, answer.text)
+            assert words in answer.json()["error"]["message"]
 
 
 BAD_GENERATIONS = {

@@ -1,8 +1,12 @@
 """Requests as SDKs, browsers and generated clients write them: over a socket, on every route."""
 
+from typing import get_type_hints
+
 import pytest
 from helpers.http_media import data_url, file_of, wav_of
 from helpers.omni_media import photograph, recording
+from openai.types.completion_create_params import CompletionCreateParamsNonStreaming
+from openai.types.responses.response_create_params import ResponseCreateParamsNonStreaming
 
 from vllm_dynin.entrypoints.http import chat, edits, images, speech, text_routes, transcriptions
 from vllm_dynin.entrypoints.http.fields import ROUTES
@@ -24,6 +28,7 @@ JSON = {
     "speech": ("/v1/audio/speech", SAY, speech.SpeechBody),
     "chat": ("/v1/chat/completions", ASK, chat.ChatBody),
     "chat image": ("/v1/chat/completions", CHAT_IMAGE, chat.ChatBody),
+    "greedy chat image": ("/v1/chat/completions", CHAT_IMAGE | {"temperature": 0}, chat.ChatBody),
     "chat sound": ("/v1/chat/completions", CHAT_SOUND, chat.ChatBody),
     "completions": (
         "/v1/completions",
@@ -39,6 +44,11 @@ JSON = {
     "tokenize chat": ("/tokenize", {"messages": ASK["messages"]}, None),
     "detokenize": ("/detokenize", {"tokens": [5, 6]}, None),
 }
+PUBLISHED = {
+    "/v1/completions": get_type_hints(CompletionCreateParamsNonStreaming).keys(),
+    "/v1/responses": get_type_hints(ResponseCreateParamsNonStreaming).keys(),
+}
+"""Fields of OpenAI's types; those of the other routes are in ROUTES."""
 MORE = {"tokenize": ("add_special_tokens", "return_token_strs", "model")}
 FORMS = {
     "edits": ("/v1/images/edits", DRAW, edits.EditForm, "image"),
@@ -76,6 +86,7 @@ def test_null_is_not_said(routes, name):
     known = {*(model.model_fields if model else MORE.get(name, ())), "unheard_of", "style"}
     for rules in (rules for key, rules in ROUTES.items() if key.startswith(route)):
         known |= rules.keys()
+    known |= PUBLISHED.get(route, set())
     unsaid = dict.fromkeys(known - body.keys())
     with routes.client() as http:
         plain = content_of(http.post(route, json=body))
@@ -125,6 +136,7 @@ def test_a_file_field_nobody_chose_a_file_for(routes):
         )
 
 
+RESPONSE_TEXT = {"type": "input_text", "text": "a cat", "annotations": None}
 # Route, what is added to a good request, and what the header names.
 ACCEPTED = {
     "moderation": ("generations", {"moderation": "auto", "user": "me"}, None),
@@ -143,6 +155,49 @@ ACCEPTED = {
         | {"logit_bias": {}, "top_p": 1, "frequency_penalty": 0, "presence_penalty": 0}
         | {"response_format": {"type": "text"}, "verbosity": "medium", "store": False}
         | {"stream_options": {"include_usage": True}, "modalities": ["text"], "metadata": {}},
+        None,
+    ),
+    "nested nulls": (
+        "chat",
+        {
+            "messages": [
+                {
+                    **{"role": "user", "name": None, "tool_calls": None, "audio": None},
+                    "content": [{"type": "text", "text": "a cat", "image_url": None}],
+                }
+            ],
+            "stream_options": {"include_usage": None, "include_obfuscation": None},
+            "response_format": {"type": "text", "json_schema": None},
+            "tools": [
+                {"type": "function", "function": {"name": "f", "description": None, "strict": None}}
+            ],
+            "tool_choice": "none",
+        },
+        None,
+    ),
+    "draws at temperature 0": ("chat", {"top_p": 0.5, "top_k": 5, "min_p": 0.1}, None),
+    "draws of completions": ("completions", {"top_p": 0.5, "top_k": 5, "min_p": 0.1}, None),
+    "draws of responses": ("responses", {"top_p": 0.5, "top_k": 5}, None),
+    "draws of an image": (
+        "greedy chat image",
+        {"top_p": 0.5, "top_k": 5, "min_p": 0.1},
+        None,
+    ),
+    "completion defaults": (
+        "completions",
+        {"best_of": 1, "echo": False, "frequency_penalty": 0, "presence_penalty": 0, "n": 1}
+        | {"logit_bias": {}, "stop": [], "stream": False, "suffix": "", "top_p": 1, "user": ""}
+        | {"stream_options": {"include_usage": True}},
+        None,
+    ),
+    "response defaults": (
+        "responses",
+        {"background": False, "include": [], "metadata": {}, "parallel_tool_calls": True}
+        | {"service_tier": "auto", "store": True, "stream": False, "truncation": "disabled"}
+        | {"text": {"format": {"type": "text"}, "verbosity": None}, "tools": [], "top_p": 1}
+        | {"tool_choice": "auto", "top_logprobs": 0, "user": "", "instructions": ""}
+        | {"reasoning": {"effort": None, "summary": None}, "stream_options": None}
+        | {"input": [{"role": "user", "id": None, "content": [RESPONSE_TEXT]}]},
         None,
     ),
     "chat hints": (

@@ -27,6 +27,13 @@ router = APIRouter()
 class CompletionBody(Said, CompletionRequest):
     """vLLM's completion request."""
 
+    @classmethod
+    def prepared(cls, said: dict[str, Any]) -> dict[str, Any]:
+        """Without what vLLM refuses although it asks for nothing."""
+        if not said.get("stream"):
+            said.pop("stream_options", None)
+        return said
+
 
 class ResponsesBody(Said, ResponsesRequest):
     """vLLM's request for a response."""

@@ -76,15 +76,19 @@ def found(
     name = _dotted(path)
     if all(problem.kind == "missing" for problem in here):
         return Found(f"{name} is missing; send it", name)
-    value = next(problem.value for problem in here if problem.kind != "missing")
-    rules = list(dict.fromkeys(problem.rule for problem in here if problem.kind != "missing"))
-    must = [rule.removeprefix("must be ") for rule in rules]
-    if len(rules) > 1 and all(rule.startswith("must be ") for rule in rules):
-        rules = [f"must be {' or '.join(must[:_MAX_RULES])}"]
+    here = [problem for problem in here if problem.kind != "missing"]
+    # What is of the right type says more than what is of none of the others.
+    here = [problem for problem in here if not problem.kind.endswith("_type")] or here
+    rules = list(dict.fromkeys(problem.rule for problem in here))[:_MAX_RULES]
+    if all(rule.startswith("must be ") for rule in rules):
+        rules = ["must be " + " or ".join(rule.removeprefix("must be ") for rule in rules)]
+    rule, value = " or ".join(rules), here[0].value
+    if here[0].kind == "extra_forbidden":
+        return Found(f"{name}={_shown(value)}: it {rule}; leave it out", name)
     field = None if model is None else _field(model, path[0])
     may_be_absent = len(path) == 1 and field is not None and not field.is_required()
     way_out = "; send such a value" + (", or leave it out" if may_be_absent else "")
-    return Found(f"{name}={_shown(value)}: it {rules[0]}{way_out}", name)
+    return Found(f"{name}={_shown(value)}: it {rule}{way_out}", name)
 
 
 def _no_json(error: Mapping[str, Any]) -> str | None:
@@ -140,8 +144,12 @@ def _inside(value: Any, key: str | int) -> Any:
 
 def _meant(problems: list[_Problem]) -> list[_Problem]:
     """Without the kinds of a union that say of themselves that they are not meant."""
-    others = {problem.branch for problem in problems if problem.kind == "literal_error"}
+    shallow = min(len(problem.path) for problem in problems)
+    told = [one for one in problems if one.kind == "literal_error" and len(one.path) > shallow]
+    others = {problem.branch for problem in told}
     left = [problem for problem in problems if problem.branch not in others]
+    if told and left and max(len(one.path) for one in left) < max(len(one.path) for one in told):
+        return told  # none of those that the value goes along with
     return left or problems
 
 
@@ -158,6 +166,7 @@ _KINDS = {
     "model_attributes_type": "must be an object",
     "model_type": "must be an object",
     "mapping_type": "must be an object",
+    "dataclass_type": "must be an object",
     "list_type": "must be a list",
     "string_type": "must be a string",
     "string_unicode": "must be text in UTF-8",
