@@ -205,7 +205,7 @@ def test_edits_as_json_equal_those_as_forms(routes):
         "it must be an object": {"images": ["data:image/png;base64,AAAA"]},
         "an image without image_url": {"images": [{}]},
         "cannot be fetched": {"images": [{"image_url": "file:///etc/passwd"}]},
-        "is no public one": {"images": [{"image_url": f"{routes.url}/health"}]},
+        "has an address that is not public": {"images": [{"image_url": f"{routes.url}/health"}]},
         "not a readable image": {"images": [{"image_url": "data:image/png;base64,AAAA"}]},
         "a body of JSON has images": {"image": "data:image/png;base64,AAAA"},
     }
