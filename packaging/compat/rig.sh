@@ -42,6 +42,6 @@ make_rig() {
 [ $# -gt 0 ] || exit 0
 export DYNIN_RIG=1 DYNIN_RIG_SITE=$base/site PATH=$base/env/bin:$PATH
 export PYTHONPATH=$here/rig:$here:$root:$base/plugin
-export PYTHONDONTWRITEBYTECODE=1 OMP_NUM_THREADS=1
+export PYTHONPYCACHEPREFIX=$base/pycache OMP_NUM_THREADS=1
 cd "$root"
 exec "$@"
