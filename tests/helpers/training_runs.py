@@ -78,7 +78,13 @@ def small_context(config: LLaDAConfig) -> SampleContext:
 
 
 def small_trainer(
-    config: TrainConfig, *, rows: int = 2, num_records: int = 7, tasks=DIRECTIONS, seed: int = 0
+    config: TrainConfig,
+    *,
+    rows: int = 2,
+    num_records: int = 7,
+    tasks=DIRECTIONS,
+    seed: int = 0,
+    identity=None,
 ) -> Trainer:
     """A trainer of all directions, on as many processes as there are."""
     torch.set_num_threads(1)
@@ -92,4 +98,4 @@ def small_trainer(
         world_size=parallel.world_size,
     )
     feed = RecordFeed(mixture, small_context(model.config), config, parallel.place)
-    return Trainer(model, feed, objectives(), config, parallel)
+    return Trainer(model, feed, objectives(), config, parallel, identity)

@@ -40,6 +40,8 @@ class DirectionObjective:
         masking: the process.
         classes: columns of the softmax.
         normalisation: see `objective.position_weights`.
+        is_per_row: each row has a denominator of its own and the loss is their mean, as in the
+            released loops, where a rank's batch is one row; else the rows of a step share one.
         coefficient: weight of the direction in the total loss, 0 or more.
         schedule: mask ratio over the level, for `masking="schedule"` only.
         min_ratio: floor of that ratio.
@@ -64,6 +66,7 @@ class DirectionObjective:
     schedule: str = "cosine"
     min_ratio: float = 0.0
     answer_length: AnswerLength = "region"
+    is_per_row: bool = False
     is_one_forced: bool = False
     is_forced_anywhere: bool = False
     is_float32: bool = True
@@ -118,7 +121,8 @@ def objectives(
     """The objective of every direction.
 
     Args:
-        reference: the released code's: T2T divided by p twice, the whole table as the classes of
+        reference: the released code's: T2T divided by p twice, rows of T2T and of images with
+            denominators of their own, the whole table as the classes of
             I2T, V2T and S2T, the unused rows among those of speech, cross-entropy in the dtype
             of the logits, the guard for images, no position forced but in T2T.
         coefficients: weights of the directions; 1 where none is given (the paper states none).
@@ -159,6 +163,7 @@ def _released(task: Task, coefficient: float) -> DirectionObjective:
             classes="image",
             normalisation="mean",
             coefficient=coefficient,
+            is_per_row=True,
             is_float32=is_new,
             zero_above=1e4 if is_new else math.inf,
         )
@@ -169,6 +174,7 @@ def _released(task: Task, coefficient: float) -> DirectionObjective:
         classes="units_and_rest" if is_speech else "text" if is_text_only else "table",
         normalisation="release" if is_text_only else "llada_sft",
         coefficient=coefficient,
+        is_per_row=is_text_only,
         is_one_forced=is_text_only,
         is_forced_anywhere=is_text_only,
         is_float32=is_speech,

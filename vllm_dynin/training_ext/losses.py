@@ -56,6 +56,7 @@ class Noised:
         labels_N: int64 column of each, `IGNORE` for none.
         weights_N: float32 weight of each before division by the denominator.
         probability_B: float32, with which each row's targets were hidden.
+        is_end_N: bool, positions whose label is EOS: a text's ending, and what fills its region.
         columns: ids of the softmax's classes.
         denominator: of this batch alone, see `objective.denominator`.
     """
@@ -67,6 +68,7 @@ class Noised:
     labels_N: Tensor
     weights_N: Tensor
     probability_B: Tensor
+    is_end_N: Tensor
     columns: IdRanges
     denominator: int
     bias_BTT: Tensor | None = None
@@ -91,7 +93,7 @@ class Losses:
     """What a step's batches cost.
 
     Args:
-        total: scalar with a gradient: sum of coefficient × loss.
+        total: scalar with a gradient: sum of coefficient × weight × loss.
         per_task: loss of each direction, scalars without a gradient and without coefficient.
         nll: plain cross-entropy of each position with a loss, float32 [N], for logs.
         num_supervised: how many positions that were.
@@ -120,7 +122,8 @@ def noise_batch(
     labels_BT = class_labels(batch.labels_BT, columns)
     lengths_B = answer_lengths(batch.is_target_BT, labels_BT, objective.answer_length)
     form = objective.normalisation
-    weights_BT = position_shares(form, masked, labels_BT, lengths_B)
+    is_per_row = objective.is_per_row
+    weights_BT = position_shares(form, masked, labels_BT, lengths_B, is_per_row=is_per_row)
     has_loss_BT = masked.is_masked_BT & (labels_BT != IGNORE)
     return Noised(
         ids_BT=masked.ids_BT,
@@ -131,8 +134,9 @@ def noise_batch(
         labels_N=labels_BT[has_loss_BT],
         weights_N=weights_BT[has_loss_BT],
         probability_B=masked.probability_B,
+        is_end_N=batch.labels_BT[has_loss_BT] == config.vocabulary.eos,
         columns=columns,
-        denominator=denominator(form, masked, labels_BT),
+        denominator=denominator(form, masked, labels_BT, is_per_row=is_per_row),
     )
 
 
@@ -233,6 +237,7 @@ def losses_of(
     totals: Mapping[Task, int] | None = None,
     *,
     hidden: Mapping[Task, Tensor] | None = None,
+    weights: Mapping[Task, float] | None = None,
 ) -> Losses:
     """Run the model on each direction's batch; the head sees the N positions and C columns only.
 
@@ -248,6 +253,7 @@ def losses_of(
             over ranks, multiply by their number).
         hidden: final hidden states [N, D] of each direction where they were computed together
             (packed rows); None runs each direction's batch.
+        weights: of each direction, beside its coefficient; None is 1.
 
     Raises:
         ValueError: there is no batch.
@@ -274,7 +280,8 @@ def losses_of(
             )
         losses_N = cross_entropy(logits_NC, part.labels_N, is_float32=objective.is_float32)
         loss = weighted_sum(losses_N, part, objective) / max(1, totals[task])
-        terms.append(objective.coefficient * loss)
+        weight = 1.0 if weights is None else weights[task]
+        terms.append(objective.coefficient * weight * loss)
         per_task[task], nll[task] = loss.detach(), losses_N.detach().float()
     return Losses(
         total=torch.stack(terms).sum(),

@@ -202,7 +202,12 @@ def answer_lengths(
 
 
 def position_weights(
-    form: Normalisation, masked: Masked, labels_BT: Tensor, answer_length_B: Tensor
+    form: Normalisation,
+    masked: Masked,
+    labels_BT: Tensor,
+    answer_length_B: Tensor,
+    *,
+    is_per_row: bool = False,
 ) -> Tensor:
     """Weight of each position's cross-entropy, float32 [B, T]; 0 where there is no loss.
 
@@ -223,18 +228,35 @@ def position_weights(
         labels_BT: int64. A masked position without a label costs nothing, and still counts in the
             denominators.
         answer_length_B: int64, from `answer_lengths`.
+        is_per_row: every row is a batch of its own, and the loss the mean over rows: what the
+            released loops do, whose batches have one row.
     """
-    shares_BT = position_shares(form, masked, labels_BT, answer_length_B)
-    return shares_BT / max(1, denominator(form, masked, labels_BT))
+    given = (form, masked, labels_BT)
+    shares_BT = position_shares(*given, answer_length_B, is_per_row=is_per_row)
+    return shares_BT / max(1, denominator(*given, is_per_row=is_per_row))
 
 
 def position_shares(
-    form: Normalisation, masked: Masked, labels_BT: Tensor, answer_length_B: Tensor
+    form: Normalisation,
+    masked: Masked,
+    labels_BT: Tensor,
+    answer_length_B: Tensor,
+    *,
+    is_per_row: bool = False,
 ) -> Tensor:
     """What a position's weight is before the batch's denominator divides it, float32 [B, T].
 
     Arguments as for `position_weights`. A row's shares do not depend on its neighbours.
     """
+    shares_BT = _shares(form, masked, labels_BT, answer_length_B)
+    if not is_per_row:
+        return shares_BT
+    return shares_BT / _row_denominators(form, masked, labels_BT).clamp(min=1)[:, None]
+
+
+def _shares(
+    form: Normalisation, masked: Masked, labels_BT: Tensor, answer_length_B: Tensor
+) -> Tensor:
     has_loss_BT = masked.is_masked_BT & (labels_BT != IGNORE)
     if form == "mean":
         return has_loss_BT.float()
@@ -244,19 +266,28 @@ def position_shares(
     return share_B[:, None] * has_loss_BT
 
 
-def denominator(form: Normalisation, masked: Masked, labels_BT: Tensor) -> int:
+def denominator(
+    form: Normalisation, masked: Masked, labels_BT: Tensor, *, is_per_row: bool = False
+) -> int:
     """The integer that divides a batch's weighted losses; those of several batches add up.
 
     Divided by the sum over all ranks and accumulated batches, the losses of the parts add up to
     the loss of one large batch. Arguments as for `position_weights`.
     """
-    if form == "llada_sft":
+    if is_per_row:
         return labels_BT.shape[0]
+    return int(_row_denominators(form, masked, labels_BT).sum())
+
+
+def _row_denominators(form: Normalisation, masked: Masked, labels_BT: Tensor) -> Tensor:
+    """What divides a batch of each row alone, int64 [B]; a batch's is their sum."""
+    if form == "llada_sft":
+        return torch.ones_like(labels_BT[:, 0])
     if form == "release":
-        return int(masked.is_masked_BT.sum())
+        return masked.is_masked_BT.sum(-1)
     if form == "mmada_pretrain":
-        return labels_BT.numel()
-    return int((masked.is_masked_BT & (labels_BT != IGNORE)).sum())
+        return torch.full_like(labels_BT[:, 0], labels_BT.shape[1])
+    return (masked.is_masked_BT & (labels_BT != IGNORE)).sum(-1)
 
 
 def class_labels(labels: Tensor, classes: Sequence[tuple[int, int]]) -> Tensor:

@@ -23,7 +23,14 @@ from vllm_dynin.training_ext.losses import (
     noise_batches,
     weighted_sum,
 )
-from vllm_dynin.training_ext.objective import Noise, cross_entropy
+from vllm_dynin.training_ext.objective import (
+    Noise,
+    cross_entropy,
+    draw_noise,
+    mask_by_schedule,
+    mask_targets,
+    position_weights,
+)
 from vllm_dynin.training_ext.records import Record, SampleContext, make_sample, sample_policies
 
 FRAMES, CODES, UNITS = ((1, 2), (3, 4)), (1, 2, 3, 4), (5, 6, 7)
@@ -176,6 +183,32 @@ def test_text_by_hand(reference, both, first, context):
         assert losses.total.item() == pytest.approx(expected, abs=1e-6)
 
 
+def test_rows_of_the_release_have_denominators_of_their_own():
+    """Its loops take the mean of one row on each rank: with a cross-entropy of 1, E[1/p] = 6.92.
+
+    One denominator for the whole step made it 2.10. Images likewise: an image of which much is
+    hidden weighs as one of which little is.
+    """
+    rows, length = 4000, 64
+    ids_BT = torch.zeros(rows, length, dtype=torch.int64)
+    is_target_BT = torch.ones_like(ids_BT, dtype=torch.bool)
+    masked = mask_targets(
+        ids_BT, is_target_BT, draw_noise((rows, length), 5), 9, is_one_forced=True
+    )
+    expected = {True: 6.92, False: 2.0}
+    for is_per_row, value in expected.items():
+        weights_BT = position_weights(
+            "release", masked, ids_BT, torch.full((rows,), length), is_per_row=is_per_row
+        )
+        assert weights_BT.sum().item() == pytest.approx(value, rel=0.1)
+    image = mask_by_schedule(ids_BT, is_target_BT, draw_noise((rows, length), 6), 9)
+    weights_BT = position_weights("mean", image, ids_BT, torch.ones(rows), is_per_row=True)
+    assert torch.allclose(weights_BT.sum(-1), torch.full((rows,), 1 / rows))
+    for task in (Task.TEXT_TO_TEXT, Task.TEXT_TO_IMAGE, Task.IMAGE_TO_IMAGE):
+        assert objectives(reference=True)[task].is_per_row
+    assert not any(one.is_per_row for one in objectives().values())
+
+
 # --- mixed ----------------------------------------------------------------------------------------
 
 
@@ -326,6 +359,7 @@ def test_the_released_guard(scale, limit, expected):
         labels_N=nothing,
         weights_N=torch.ones(2),
         probability_B=nothing,
+        is_end_N=nothing,
         columns=((0, 1),),
         denominator=2,
     )
@@ -369,12 +403,12 @@ def as_described(task, logits_BTV, ids_BT, batch, probability_B, config, is_rele
         classes = list(v.text)
     else:
         classes = list(range(config.vocab_size))
-    costs, num_masked = [[] for _ in range(rows)], 0
+    costs, num_masked = [[] for _ in range(rows)], [0] * rows
     for row in range(rows):
         for position, token in enumerate(ids_BT[row].tolist()):
             if token != v.mask:
                 continue
-            num_masked += 1
+            num_masked[row] += 1
             label = int(batch.labels_BT[row, position])
             if label in classes:
                 exps = [math.exp(logits_BTV[row, position, c]) for c in classes]
@@ -383,9 +417,11 @@ def as_described(task, logits_BTV, ids_BT, batch, probability_B, config, is_rele
     p = probability_B.tolist()
     lengths = [int(targets.sum()) for targets in batch.is_target_BT]
     if task in (Task.TEXT_TO_IMAGE, Task.IMAGE_TO_IMAGE):
+        if is_released:  # a batch there is one row
+            return sum(sum(cost) / len(cost) for cost in costs) / rows
         return sum(map(sum, costs)) / sum(map(len, costs))
     if task is Task.TEXT_TO_TEXT and is_released:
-        return sum(sum(cost) / p[row] for row, cost in enumerate(costs)) / num_masked
+        return sum(sum(c) / p[row] / num_masked[row] for row, c in enumerate(costs)) / rows
     return sum(sum(cost) / p[row] / lengths[row] for row, cost in enumerate(costs)) / rows
 
 

@@ -94,6 +94,16 @@ def test_a_sharded_run_resumes_bit_for_bit(ranks):
         assert all(torch.equal(weight, resumed[name]) for name, weight in whole.items())
 
 
+def test_a_run_goes_on_with_another_number_of_processes(ranks):
+    """Two processes with two micro-batches each stop after two steps; one does the third."""
+    trainer = small_trainer(TrainConfig(**SETTINGS, ema_decay=0.9), rows=4, seed=9)
+    trainer.resume(ranks / "fsdp2" / "step-00000002")
+    (last,) = (report.scalars() for report in trainer.steps())
+    expected = json.loads((ranks / "fsdp2-0.json").read_text())["reports"][2]
+    for name in expected.keys() - {"seconds", "num_positions"}:
+        assert last[name] == pytest.approx(expected[name], rel=1e-4), name
+
+
 def test_shards_in_bfloat16_keep_float32_weights(ranks, alone):
     """Close to float32 training, not equal to it, and with digits bfloat16 has no room for."""
     weights, reports = alone

@@ -164,6 +164,8 @@ def test_what_is_learnt_by_heart_is_likely_and_generated(tmp_path):
         name = f"validation/nll/{task}"
         assert before[name] > 1.5 and after[name] < 0.3, task
         assert after[name] == pytest.approx(sum(after[f"{name}/p{p:g}"] for p in GRID) / len(GRID))
+    assert after["validation/nll_end/t2t"] < before["validation/nll_end/t2t"]
+    assert "validation/nll_end/t2i" not in after  # images have no EOS
     text, _, image, _, speech, _ = answers
     assert text.is_right and text.given == "blue 0"
     assert image.expected == record(Task.TEXT_TO_IMAGE, 0).target_image

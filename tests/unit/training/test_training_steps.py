@@ -12,6 +12,7 @@ import torch
 from helpers.training_killed import SETTINGS
 from helpers.training_runs import DIRECTIONS, small_model, small_trainer
 
+from vllm_dynin.canvas import Task
 from vllm_dynin.training_ext.trainer import TrainConfig
 from vllm_dynin.training_ext.trainer.checkpoints import whole_checkpoints
 
@@ -159,6 +160,85 @@ def test_a_run_killed_while_saving_resumes_from_its_last_whole_checkpoint(tmp_pa
     assert_equal_runs(whole, again)
     again.save(folder, keep=1)
     assert [path.name for path in folder.iterdir()] == ["step-00000005"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_micro_batches": 2},
+        {"is_activation_checkpointed": True},
+        {"is_packed": True},
+        {"num_steps": 9},
+    ],
+)
+def test_what_changes_no_mathematics_may_change_on_the_way(tmp_path, changes):
+    """A run that ran out of memory is cut finer, and one that is not done is prolonged."""
+    identity = {"global_batch": 14}
+    path = saved(tmp_path, identity)
+    again = small_trainer(config(**changes), seed=7, identity=identity)
+    again.resume(path)
+    assert again.step == 2
+    report = next(again.steps())
+    if "num_steps" not in changes:
+        whole = small_trainer(config())
+        expected = run(whole)[2]
+        assert report.loss == pytest.approx(expected.loss, rel=1e-5)
+        assert report.grad_norm == pytest.approx(expected.grad_norm, rel=1e-4)
+
+
+def saved(folder, identity):
+    trainer = small_trainer(config(), identity=identity)
+    for _ in zip(trainer.steps(), range(2), strict=False):
+        path = trainer.save(folder)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changes", "identity", "message"),
+    [
+        ({"learning_rate": 2e-3}, {}, "learning_rate: 0.001 → 0.002"),
+        ({"precision": "bf16"}, {}, "precision: 'fp32' → 'bf16'"),
+        ({"num_steps": 3}, {}, "num_steps: 4 → 3"),
+        ({"weigh_by_rows": True}, {}, "weigh_by_rows: False → True"),
+        ({}, {"global_batch": 28}, "global_batch: 14 → 28"),
+        ({}, {"tasks.t2i.objective.coefficient": 0.1}, "t2i.objective.coefficient: 1.0 → 0.1"),
+        ({}, {"data.t2t": {"chat": {"rows": 8, "weight": 1.0}}}, "data.t2t: .*7.* → .*8"),
+    ],
+)
+def test_what_changes_the_mathematics_is_refused(tmp_path, changes, identity, message):
+    """A doubled batch and another coefficient were taken in silence."""
+    same = {
+        "global_batch": 14,
+        "tasks.t2i.objective.coefficient": 1.0,
+        "data.t2t": {"chat": {"rows": 7, "weight": 1.0}},
+    }
+    path = saved(tmp_path, same)
+    with pytest.raises(ValueError, match=f"trains something else .*{message}"):
+        small_trainer(config(**changes), identity=same | identity).resume(path)
+
+
+def test_a_direction_weighs_as_many_rows_as_it_has():
+    """The loss of a step is the mean over its rows; by default the sum of the directions' means."""
+    tasks = (Task.TEXT_TO_TEXT, Task.TEXT_TO_IMAGE)
+    found = {}
+    for weighs in (False, True):
+        trainer = small_trainer(config(weigh_by_rows=weighs, num_steps=1), tasks=tasks)
+        trainer.feed.mixture.rows = {tasks[0]: 6, tasks[1]: 2}
+        found[weighs] = run(trainer)[0]
+    losses = [found[True].tasks[task].loss for task in tasks]
+    assert losses == [found[False].tasks[task].loss for task in tasks]
+    assert found[False].loss == pytest.approx(sum(losses), rel=1e-6)
+    assert found[True].loss == pytest.approx(0.75 * losses[0] + 0.25 * losses[1], rel=1e-6)
+    assert found[True].grad_norm < found[False].grad_norm
+
+
+def test_the_log_tells_answers_and_their_end_apart():
+    """Of a filled row nearly all labels are EOS; a mean over them says nothing of the answer."""
+    trainer = small_trainer(config(num_steps=1), tasks=(Task.TEXT_TO_TEXT,), rows=8)
+    values = run(trainer)[0].scalars()
+    part = {name: value for name, value in values.items() if name.startswith("num_")}
+    assert 0 < part["num_ends/t2t"] < part["num_supervised/t2t"]
+    assert values["nll_end/t2t"] > 0 and any(name.startswith("nll/t2t/p") for name in values)
 
 
 def test_bfloat16_computes_in_bfloat16_and_trains_float32_weights():

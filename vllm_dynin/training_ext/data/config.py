@@ -48,6 +48,7 @@ class MixtureConfig:
         max_bad_share: damaged samples allowed, as a share of each source.
         max_filtered_share: samples allowed that the run has no room or no use for, likewise.
         rows_per_step: see `Mixture`.
+        is_even: see `Mixture`.
     """
 
     tasks: Mapping[Task, TaskMix]
@@ -55,6 +56,7 @@ class MixtureConfig:
     max_bad_share: float = MAX_BAD_SHARE
     max_filtered_share: float = MAX_FILTERED_SHARE
     rows_per_step: int | None = None
+    is_even: bool = False
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> MixtureConfig:
@@ -139,4 +141,5 @@ def open_mixture(
         rank=rank,
         world_size=world_size,
         rows_per_step=config.rows_per_step,
+        is_even=config.is_even,
     )

@@ -85,6 +85,7 @@ class Draws:
                 f"{task.value}: sources {', '.join(names)}; give each a name of its own"
             )
         self._task, self._sources, self._seed = task, sources, seed
+        self._weights = tuple(weights)
         self._bounds = list(accumulate(weights))
         self.num_drawn = 0
         self.counts = [0] * len(sources)
@@ -114,6 +115,13 @@ class Draws:
             return 0
         point = uniform(self._seed, self._task.value, "source", number) * self._bounds[-1]
         return bisect.bisect_right(self._bounds, point)
+
+    def sources(self) -> dict[str, dict[str, float]]:
+        """Rows and weight of each source, by its name."""
+        return {
+            source.name: {"rows": source.size, "weight": weight}
+            for source, weight in zip(self._sources, self._weights, strict=True)
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """As JSON values."""
@@ -216,6 +224,9 @@ class Mixture:
         rank: of this process.
         world_size: processes that train together.
         rows_per_step: records a step and rank, shared out by the directions' weights.
+        is_even: share them out so that after every step each direction has its part of all rows
+            so far, to the nearest row or two; else every row's direction is drawn, and a step has
+            more of some and fewer of others.
 
     Raises:
         ValueError: the parts do not fit together.
@@ -231,6 +242,7 @@ class Mixture:
         rank: int = 0,
         world_size: int = 1,
         rows_per_step: int | None = None,
+        is_even: bool = False,
     ) -> None:
         if not 0 <= rank < world_size:
             raise ValueError(f"rank={rank}, world_size={world_size}: 0 ≤ rank < world_size")
@@ -245,7 +257,7 @@ class Mixture:
         self.bad = log
         self.step = 0
         self._seed, self._rank, self._world_size = seed, rank, world_size
-        self._rows_per_step = rows_per_step
+        self._rows_per_step, self._is_even = rows_per_step, is_even
         self._schedules = dict(schedules)
         self._draws: dict[Task, Draws] = {}
         self._pools: dict[Task, Pool] = {}
@@ -279,14 +291,21 @@ class Mixture:
                 records[task] = [record for record, _ in drawn]
         return records
 
+    def identity(self) -> dict[str, Any]:
+        """What its draws are computed from, by name, as JSON values: seed, and data by direction.
+
+        A run that goes on with other data, sizes or weights trains something else.
+        """
+        return {
+            "data.seed": self._seed,
+            **{f"data.{task.value}": draws.sources() for task, draws in self._draws.items()},
+        }
+
     def _weighted_step(self, step: int, rows: int) -> dict[Task, list[Record]]:
         tasks = list(self._schedules)
-        bounds = list(accumulate(self._schedules[task].weight or 0.0 for task in tasks))
         # Seats of a step, those of rank 0 first; each goes to a direction.
-        seats = [
-            tasks[bisect.bisect_right(bounds, uniform(self._seed, "seat", step, n) * bounds[-1])]
-            for n in range(rows * self._world_size)
-        ]
+        deal = self._even_seats if self._is_even else self._drawn_seats
+        seats = deal(step, rows * self._world_size)
         first = self._rank * rows
         records = {}
         for task in tasks:
@@ -295,6 +314,24 @@ class Mixture:
             if drawn:
                 records[task] = [record for record, _ in drawn]
         return records
+
+    def _drawn_seats(self, step: int, count: int) -> list[Task]:
+        tasks = list(self._schedules)
+        bounds = list(accumulate(self._schedules[task].weight or 0.0 for task in tasks))
+        points = (uniform(self._seed, "seat", step, n) * bounds[-1] for n in range(count))
+        return [tasks[bisect.bisect_right(bounds, point)] for point in points]
+
+    def _even_seats(self, step: int, count: int) -> list[Task]:
+        """Each seat to the direction that is furthest behind its share of all seats so far."""
+        weights = {task: one.weight or 0.0 for task, one in self._schedules.items()}
+        total = sum(weights.values())
+        given = {task: draws.num_drawn for task, draws in self._draws.items()}
+        seats = []
+        for number in range(step * count + 1, (step + 1) * count + 1):
+            task = max(weights, key=lambda t: weights[t] / total * number - given[t])
+            given[task] += 1
+            seats.append(task)
+        return seats
 
     def state_dict(self) -> dict[str, Any]:
         """What `load_state_dict` needs to go on as if nothing had happened, as JSON values."""

@@ -91,6 +91,8 @@ class StageConfig:
         num_gpus: GPUs it was run on.
         gpu_hours: what that took; None where nothing says.
         parity: of the samples, see `records.SampleContext`.
+        has_even_seats: a step's sequences are shared out by the shares, as evenly as they go, see
+            `data.Mixture`; else each is drawn.
 
     Raises:
         ValueError: there is no direction, or some have a share and others rows.
@@ -105,6 +107,7 @@ class StageConfig:
     num_gpus: int
     gpu_hours: int | None = None
     parity: Parity = Parity.DEFAULT
+    has_even_seats: bool = True
 
     def __post_init__(self) -> None:
         if not self.tasks:

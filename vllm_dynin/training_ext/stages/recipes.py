@@ -79,12 +79,12 @@ def _paper_tasks(
     policies, losses = sample_policies(eos), objectives()
     side = resolutions.get
     for task in (T2T, I2T, V2T):
-        changes = (
-            {"num_targets": answer_block}
-            if longest is None
-            else {"max_filler": _MAX_FILLER, "max_length": longest}
+        policies[task] = replace(
+            policies[task],
+            num_targets=answer_block if longest is None else None,
+            max_filler=0 if longest is None else _MAX_FILLER,
+            max_length=longest,
         )
-        policies[task] = replace(policies[task], **changes)
     policies[S2T] = replace(
         policies[S2T],
         num_targets=answer_block,
@@ -117,6 +117,7 @@ def _paper_train(learning_rate: float, num_warmup_steps: int, num_steps: int) ->
         weight_decay=0.1,
         betas=(0.9, 0.999),
         max_grad_norm=1.0,
+        weigh_by_rows=True,  # one objective over a mixed batch, and the norm is of its mean
         precision="bf16",
         sharding="fsdp2",
         is_activation_checkpointed=True,

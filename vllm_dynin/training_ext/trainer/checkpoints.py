@@ -24,7 +24,7 @@ import random
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -55,12 +55,14 @@ class RunState:
         world_size: processes that wrote it.
         config: of the run.
         files: relative name and size of every other file, in bytes.
+        identity: what else decides what is trained, by name; empty where nothing said.
     """
 
     step: int
     world_size: int
     config: dict[str, Any]
     files: dict[str, int]
+    identity: dict[str, Any] = field(default_factory=dict)
 
 
 # --- finding --------------------------------------------------------------------------------------
@@ -123,6 +125,7 @@ def save(
     feed_state: Mapping[str, Any],
     config: TrainConfig,
     parallel: Parallel,
+    identity: Mapping[str, Any],
     tokenizer: Any = None,
     keep: int = 2,
 ) -> Path:
@@ -137,6 +140,7 @@ def save(
         feed_state: position of this rank's data, as JSON.
         config: of the run.
         parallel: its processes.
+        identity: what else decides what is trained, by name, as JSON values.
         tokenizer: anything with `save_pretrained(folder)`; goes into `model/`.
         keep: how many checkpoints stay; 0 keeps all.
 
@@ -162,7 +166,7 @@ def save(
         _save_optimizer(work / "optimiser", model, optimizer, parallel)
     parallel.barrier()
     if parallel.is_main:
-        _finish(work, target, step, config, parallel.world_size)
+        _finish(work, target, step, config, parallel.world_size, identity)
         if keep:
             for old in whole_checkpoints(folder)[:-keep]:
                 shutil.rmtree(old)
@@ -210,10 +214,23 @@ def _save_rank(folder: Path, rank: int, feed_state: Mapping[str, Any]) -> None:
     (folder / f"{rank:05d}.json").write_text(json.dumps(values), encoding="utf-8")
 
 
-def _finish(work: Path, target: Path, step: int, config: TrainConfig, world_size: int) -> None:
+def _finish(
+    work: Path,
+    target: Path,
+    step: int,
+    config: TrainConfig,
+    world_size: int,
+    identity: Mapping[str, Any],
+) -> None:
     files = sorted(path for path in work.rglob("*") if path.is_file())
     sizes = {str(path.relative_to(work)): path.stat().st_size for path in files}
-    state = RunState(step=step, world_size=world_size, config=asdict(config), files=sizes)
+    state = RunState(
+        step=step,
+        world_size=world_size,
+        config=asdict(config),
+        files=sizes,
+        identity=dict(identity),
+    )
     text = json.dumps({"format": FORMAT, **asdict(state)}, indent=1)
     (work / _STATE).write_text(text + "\n", encoding="utf-8")
     for path in (*files, work / _STATE, *(p for p in work.rglob("*") if p.is_dir()), work):
@@ -246,15 +263,19 @@ def load(
     load_feed: Callable[[Mapping[str, Any]], None],
     config: TrainConfig,
     parallel: Parallel,
+    identity: Mapping[str, Any],
 ) -> int:
     """Put a checkpoint back, in place; arguments as for `save`.
+
+    What changes the mathematics of the run must be what it was. How a step is computed may change
+    (`_HARMLESS`), the run may be prolonged, and the number of processes may be another one, where
+    the data's position does not belong to processes.
 
     Returns:
         Optimiser steps done.
 
     Raises:
-        ValueError: the checkpoint is of another configuration or number of processes, or is
-            damaged.
+        ValueError: the checkpoint is of a run that trains something else, or is damaged.
     """
     state = read_state(path)
     if parallel.is_deepspeed:
@@ -263,36 +284,51 @@ def load(
             "that are not read here; use sharding=fsdp2 for runs that are resumed, or start a new "
             f"run from {path / 'model'}"
         )
-    _check_same(state, config, parallel.world_size, path)
+    _check_same(state, config, identity, path)
     weights = dict(model.named_parameters())
     load_weights(path / "model", weights)
     if average is not None:
         load_weights(path / "ema", average)
     for name, weight in weights.items():
         _load_moments(path / "optimiser" / f"{name}.safetensors", weight, optimizer)
-    load_feed(_load_rank(path / "ranks", parallel.rank))
+    load_feed(_load_rank(path / "ranks", parallel.rank % state.world_size))
     parallel.barrier()
     return state.step
 
 
-def _check_same(state: RunState, config: TrainConfig, world_size: int, path: Path) -> None:
-    if state.world_size != world_size:
-        raise ValueError(
-            f"{path} was written by {state.world_size} processes, this run has {world_size}; data "
-            "positions belong to processes, so resume with as many, or start a new run from "
-            f"{path / 'model'}"
-        )
-    now = json.loads(json.dumps(asdict(config)))
-    changed = [
-        f"{key}: {state.config.get(key)!r} → {value!r}"
-        for key, value in now.items()
-        if state.config.get(key) != value
-    ]
+_HARMLESS = ("num_micro_batches", "is_activation_checkpointed", "is_packed", "sharding")
+"""Settings that change how a step is computed, and not what comes out of it."""
+
+
+def _check_same(
+    state: RunState, config: TrainConfig, identity: Mapping[str, Any], path: Path
+) -> None:
+    defaults = {one.name: one.default for one in fields(TrainConfig)}
+    saved = {**defaults, **state.config}
+    now = asdict(config)
+    for name in _HARMLESS:
+        saved.pop(name), now.pop(name)
+    if now["num_steps"] >= saved["num_steps"]:  # prolonged: the rest of the cosine is longer
+        saved.pop("num_steps"), now.pop("num_steps")
+    changed = _changes(saved, now)
+    if state.identity:
+        changed += _changes(state.identity, identity)
     if changed:
         raise ValueError(
-            f"{path} was written under another configuration ({'; '.join(changed)}); resume with "
-            f"the same, or start a new run from {path / 'model'}"
+            f"{path} was written by a run that trains something else ({'; '.join(changed)}); "
+            f"resume with the same, or start a new run from {path / 'model'}. These may change: "
+            f"{', '.join(_HARMLESS)}, the number of processes, and num_steps upwards"
         )
+
+
+def _changes(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    before, after = (json.loads(json.dumps(dict(values))) for values in (saved, now))
+    names = dict.fromkeys((*before, *after))
+    return [
+        f"{name}: {before.get(name)!r} → {after.get(name)!r}"
+        for name in names
+        if before.get(name) != after.get(name)
+    ]
 
 
 def load_weights(path: Path, into: Mapping[str, Tensor]) -> None:

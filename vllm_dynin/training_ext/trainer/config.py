@@ -28,6 +28,10 @@ class TrainConfig:
         betas: of AdamW.
         eps: of AdamW.
         max_grad_norm: gradients of the whole step are scaled down to this norm.
+        weigh_by_rows: the loss of a step is the mean over all its rows, so that a direction weighs
+            as many rows as it has, times its coefficient. Else it is the sum of the directions'
+            means: a direction's share of the rows makes its loss less noisy and not heavier, and
+            with seven of them `max_grad_norm` binds up to seven times harder.
         num_micro_batches: forward and backward passes a step is cut into; the gradients are those
             of one pass over all of them.
         is_stratified: spread the masking levels of a direction's rows evenly, see
@@ -52,6 +56,7 @@ class TrainConfig:
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     max_grad_norm: float = 1.0
+    weigh_by_rows: bool = False
     num_micro_batches: int = 1
     is_stratified: bool = False
     precision: Precision = "fp32"

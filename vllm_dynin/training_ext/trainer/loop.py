@@ -50,12 +50,19 @@ class TrainModule(nn.Module):
         # FSDP2 and DeepSpeed cast by themselves.
         self._is_autocast = config.precision == "bf16" and config.sharding == "none"
 
-    def forward(self, noised: Mapping[Task, Noised], totals: Mapping[Task, int]) -> Losses:
+    def forward(
+        self,
+        noised: Mapping[Task, Noised],
+        totals: Mapping[Task, int],
+        weights: Mapping[Task, float] | None,
+    ) -> Losses:
         """Losses of one micro-batch over the denominators of the whole step."""
         device = self.model.head_weight.device.type
         with torch.autocast(device, torch.bfloat16, enabled=self._is_autocast):
             hidden = packed_hidden(self.model, noised) if self._is_packed else None
-            return losses_of(self.model, noised, self._objectives, totals, hidden=hidden)
+            return losses_of(
+                self.model, noised, self._objectives, totals, hidden=hidden, weights=weights
+            )
 
 
 class Trainer:
@@ -68,6 +75,8 @@ class Trainer:
         objectives: of at least the directions that come up.
         config: the run.
         parallel: its processes; None makes them.
+        identity: what else decides what is trained, by name, as JSON values: a run is resumed with
+            the same only.
 
     Raises:
         ValueError: the weights are not float32, or the launcher disagrees with `config`.
@@ -80,12 +89,14 @@ class Trainer:
         objectives: Objectives,
         config: TrainConfig,
         parallel: Parallel | None = None,
+        identity: Mapping[str, Any] | None = None,
     ) -> None:
         _check_float32(model)
         if config.is_activation_checkpointed:
             checkpoint_activations(model)
         self.model, self.feed, self.config = model, feed, config
         self.parallel = parallel or Parallel(config)
+        self.identity = identity or {}
         self.step = 0
         self._feed_state: dict[str, Any] | None = None  # where an unfinished step began
         self.objectives = objectives
@@ -116,12 +127,14 @@ class Trainer:
         learning_rate = self.config.learning_rate_at(self.step + 1)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        noised = self._noise(self.feed.next_step())
+        micro = self.feed.next_step()
+        noised = self._noise(micro)
         totals = self.parallel.sum_tasks(noised)
-        tally = Tally(self.objectives, is_packed=self.config.is_packed)
+        weights = row_weights(micro[0].num_rows) if self.config.weigh_by_rows else None
+        tally = Tally(self.objectives, weights, is_packed=self.config.is_packed)
         for index, part in enumerate(noised):
             with self.parallel.micro_batch(is_last=index == len(noised) - 1):
-                losses = self.forward(part, totals)
+                losses = self.forward(part, totals, weights)
                 self.parallel.backward(losses.total)
             tally.add(part, losses)
         norm = self.parallel.clip(self.model)
@@ -157,9 +170,14 @@ class Trainer:
             for one in micro
         ]
 
-    def forward(self, noised: Mapping[Task, Noised], totals: Mapping[Task, int]) -> Losses:
+    def forward(
+        self,
+        noised: Mapping[Task, Noised],
+        totals: Mapping[Task, int],
+        weights: Mapping[Task, float] | None = None,
+    ) -> Losses:
         """Losses of one micro-batch, through the wrapped module; see `TrainModule`."""
-        losses: Losses = self._module(noised, totals)
+        losses: Losses = self._module(noised, totals, weights)
         return losses
 
     # --- keeping ----------------------------------------------------------------------------------
@@ -175,6 +193,7 @@ class Trainer:
             feed_state=self._feed_state or self.feed.state_dict(),
             config=self.config,
             parallel=self.parallel,
+            identity=self.identity,
             tokenizer=tokenizer,
             keep=keep,
         )
@@ -189,6 +208,7 @@ class Trainer:
             load_feed=self.feed.load_state_dict,
             config=self.config,
             parallel=self.parallel,
+            identity=self.identity,
         )
 
     def load_weights(self, path: Path) -> None:
@@ -207,6 +227,12 @@ class Trainer:
     @property
     def _average(self) -> dict[str, Tensor] | None:
         return None if self.average is None else self.average.weights
+
+
+def row_weights(num_rows: Mapping[Task, int]) -> dict[Task, float]:
+    """What makes the sum of the directions' means the mean over all rows of a step."""
+    total = sum(num_rows.values())
+    return {task: count / total for task, count in num_rows.items()}
 
 
 def train(

@@ -32,13 +32,17 @@ class TaskReport:
     Args:
         loss: as its normalisation defines it, before its coefficient.
         num_supervised: positions the loss looked at.
-        nll: mean cross-entropy of the supervised positions by masking probability: at most 0.2,
-            0.4, …, 1.0; None where a bucket is empty.
+        nll: mean cross-entropy of the answers' positions, their EOS left out, by masking
+            probability: at most 0.2, 0.4, …, 1.0; None where a bucket is empty.
+        nll_end: of the EOS, over all probabilities; None without any.
+        num_ends: EOS among the supervised positions.
     """
 
     loss: float
     num_supervised: int
     nll: tuple[float | None, ...] = ()
+    nll_end: float | None = None
+    num_ends: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +87,9 @@ class StepReport:
         for task, report in self.tasks.items():
             values[f"loss/{task}"] = report.loss
             values[f"num_supervised/{task}"] = report.num_supervised
+            if report.nll_end is not None:
+                values[f"num_ends/{task}"] = report.num_ends
+                values[f"nll_end/{task}"] = report.nll_end
             for upper, nll in zip((*BUCKET_EDGES, 1.0), report.nll, strict=False):
                 if nll is not None:
                     values[f"nll/{task}/p{upper:g}"] = nll
@@ -153,13 +160,18 @@ class Tally:
 
     Args:
         objectives: of the directions, for their coefficients.
+        weights: of the directions in this step, beside their coefficients; None is 1.
         is_packed: whether padding is left out.
     """
 
     def __init__(
-        self, objectives: Mapping[Task, DirectionObjective], *, is_packed: bool = False
+        self,
+        objectives: Mapping[Task, DirectionObjective],
+        weights: Mapping[Task, float] | None = None,
+        *,
+        is_packed: bool = False,
     ) -> None:
-        self._objectives, self._is_packed = objectives, is_packed
+        self._objectives, self._weights, self._is_packed = objectives, weights, is_packed
         self._parts: list[tuple[Task, Noised, Tensor, Tensor]] = []
         self._num_positions = 0
 
@@ -175,13 +187,17 @@ class Tally:
         self, parallel: Parallel, *, step: int, grad_norm: float, learning_rate: float
     ) -> StepReport:
         """Sum over ranks and put together; every rank gets the same."""
-        table = torch.zeros((len(TASKS), 2 * _BUCKETS + 2), dtype=torch.double)
+        table = torch.zeros((len(TASKS), 2 * _BUCKETS + 4), dtype=torch.double)
         for task, part, loss, nll_N in self._parts:
             row = table[TASKS.index(task)]
             bucket_N = torch.bucketize(part.probability_N, _EDGES)
+            nll_N, is_end_N = nll_N.double().cpu(), part.is_end_N
+            bucket_N = bucket_N[~is_end_N]
             row[0] += float(loss)
             row[1 : 1 + _BUCKETS] += torch.bincount(bucket_N, minlength=_BUCKETS)
-            row[1 + _BUCKETS : -1].index_add_(0, bucket_N, nll_N.double().cpu())
+            row[1 + _BUCKETS : -3].index_add_(0, bucket_N, nll_N[~is_end_N])
+            row[-3] += is_end_N.sum()
+            row[-2] += nll_N[is_end_N].sum()
             row[-1] = 1
         positions = torch.tensor([float(self._num_positions)], dtype=torch.double)
         flat = parallel.sum_over_ranks(torch.cat((table.flatten(), positions)))
@@ -190,14 +206,18 @@ class Tally:
         for task, row in zip(TASKS, table.tolist(), strict=True):
             if not row[-1]:
                 continue
-            counts, sums = row[1 : 1 + _BUCKETS], row[1 + _BUCKETS : -1]
+            counts, sums = row[1 : 1 + _BUCKETS], row[1 + _BUCKETS : -3]
+            num_ends = int(row[-3])
             tasks[task] = TaskReport(
                 loss=row[0],
-                num_supervised=int(sum(counts)),
+                num_supervised=int(sum(counts)) + num_ends,
                 nll=tuple(s / c if c else None for s, c in zip(sums, counts, strict=True)),
+                nll_end=row[-2] / num_ends if num_ends else None,
+                num_ends=num_ends,
             )
-            total += self._objectives[task].coefficient * row[0]
-            supervised += int(sum(counts))
+            weight = 1.0 if self._weights is None else self._weights[task]
+            total += self._objectives[task].coefficient * weight * row[0]
+            supervised += int(sum(counts)) + num_ends
         return StepReport(
             step=step,
             loss=total,

@@ -15,6 +15,7 @@ from vllm_dynin.canvas import Task
 from vllm_dynin.config import LLaDAConfig
 from vllm_dynin.processors.text_tokenizer import load_tokenizer
 from vllm_dynin.reference.backbone import LLaDA, load_reference
+from vllm_dynin.training_ext import settings
 from vllm_dynin.training_ext.data import (
     MixtureConfig,
     Schedule,
@@ -90,22 +91,53 @@ def prepare_stage(stage: StageConfig, start: Path, data: Mapping[str, Any]) -> S
     check_modalities(stage, config, start)
     parallel = Parallel(stage.train)
     context = _context(stage, config, start)
+    mixed = mixture_config(stage, data, parallel.world_size)
     mixture = open_mixture(
-        mixture_config(stage, data, parallel.world_size),
+        mixed,
         rank=parallel.rank,
         world_size=parallel.world_size,
         measure=sample_length(context),
     )
     feed = RecordFeed(mixture, context, stage.train, parallel.place)
+    identity = run_identity(stage, mixed, parallel.world_size) | mixture.identity()
+    given = (feed, stage.objectives, stage.train, parallel, identity)
     if parallel.is_deepspeed:  # takes the weights apart when it is set up, so they come first
         model = load_reference(start, torch.float32)
-        trainer = Trainer(model, feed, stage.objectives, stage.train, parallel)
+        trainer = Trainer(model, *given)
         return StageRun(trainer, mixture.bad)
     with torch.device("meta"):
         model = LLaDA(config, config.vocab_size)
-    trainer = Trainer(model, feed, stage.objectives, stage.train, parallel)
+    trainer = Trainer(model, *given)
     trainer.load_weights(start)
     return StageRun(trainer, mixture.bad)
+
+
+_NOTES = ("sources", "million_pairs", "resolution", "num_frames", "max_seconds", "max_units")
+"""Settings of a direction that are about its data before training."""
+
+
+def run_identity(stage: StageConfig, data: MixtureConfig, world_size: int) -> dict[str, Any]:
+    """What of a stage and its data changes the mathematics of a run, by name, as JSON values.
+
+    Args:
+        stage: its settings for each direction count, and how many rows a step has.
+        data: how the sources are read; their sizes and weights are the mixture's to say.
+        world_size: processes; rows that are given for each rank are counted over all.
+    """
+    found: dict[str, Any] = {"parity": stage.parity.value, "has_even_seats": stage.has_even_seats}
+    for task, one in stage.tasks.items():
+        for name, value in settings.flatten(one).items():
+            if name not in _NOTES:
+                found[f"tasks.{task.value}.{name}"] = value
+        if one.rows is None:
+            found["global_batch"] = stage.global_batch
+        else:
+            found[f"tasks.{task.value}.rows"] = one.rows * world_size
+        found[f"data.{task.value}.read"] = [
+            [spec.adapter, dict(spec.columns), spec.thinking, spec.split, spec.is_shuffled]
+            for spec in data.tasks[task].sources
+        ]
+    return found
 
 
 def stage_validator(
@@ -201,6 +233,7 @@ def mixture_config(stage: StageConfig, data: Mapping[str, Any], world_size: int)
         max_bad_share=parsed.max_bad_share,
         max_filtered_share=parsed.max_filtered_share,
         rows_per_step=stage.global_batch // world_size if as_shares else None,
+        is_even=as_shares and stage.has_even_seats,
     )
 
 

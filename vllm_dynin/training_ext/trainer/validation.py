@@ -94,27 +94,32 @@ class Validator:
         Every rank computes all of it: with shards each is needed for every pass.
 
         Returns:
-            `validation/nll/<direction>/p<probability>`, and their mean without the last part. A
-            probability at which the noise hides nothing (few short answers) is left out.
+            `validation/nll/<direction>/p<probability>`, of answers without their EOS, and their
+            mean without the last part; the same under `validation/nll_end` for the EOS, of which a
+            filled row may have hundreds. A probability at which the noise hides nothing (few short
+            answers) is left out.
         """
         trainer.model.eval()
         found: dict[str, float] = {}
         for task, samples in self._samples.items():
-            values = {p: self._likelihood_at(trainer, task, samples, p) for p in GRID}
-            known = {p: value for p, value in values.items() if value is not None}
-            name = f"validation/nll/{task.value}"
-            found |= {f"{name}/p{p:g}": value for p, value in known.items()}
-            if known:
-                found[name] = sum(known.values()) / len(known)
+            at = {p: self._likelihood_at(trainer, task, samples, p) for p in GRID}
+            for kind, index in (("nll", 0), ("nll_end", 1)):
+                values = {p: pair[index] for p, pair in at.items()}
+                known = {p: value for p, value in values.items() if value is not None}
+                name = f"validation/{kind}/{task.value}"
+                found |= {f"{name}/p{p:g}": value for p, value in known.items()}
+                if known:
+                    found[name] = sum(known.values()) / len(known)
         return found
 
     def _likelihood_at(
         self, trainer: Trainer, task: Task, samples: Sequence[Sample], probability: float
-    ) -> float | None:
+    ) -> tuple[float | None, float | None]:
+        """Of the answers, and of their EOS."""
         # Every direction by the same process here: each target on its own.
         objective = replace(trainer.objectives[task], masking="independent", is_one_forced=False)
         level = (probability - MIN_PROBABILITY) / (1 - MIN_PROBABILITY)
-        nll, count = 0.0, 0
+        nll, count = [0.0, 0.0], [0, 0]
         for start in range(0, len(samples), self._batch_size):
             batch = collate(samples[start : start + self._batch_size])
             rows = range(start, start + batch.shape[0])
@@ -123,9 +128,12 @@ class Validator:
             noise = replace(noise, level_B=torch.full_like(noise.level_B, level))
             noised = {task: noise_batch(batch, objective, noise, trainer.model.config)}
             losses = trainer.forward(noised, denominators(noised))
-            nll += float(losses.nll[task].double().sum())
-            count += losses.num_supervised[task]
-        return nll / count if count else None
+            is_end_N, nll_N = noised[task].is_end_N, losses.nll[task].double().cpu()
+            for kind, chosen in enumerate((~is_end_N, is_end_N)):
+                nll[kind] += float(nll_N[chosen].sum())
+                count[kind] += int(chosen.sum())
+        answer, end = (n / c if c else None for n, c in zip(nll, count, strict=True))
+        return answer, end
 
     def generate(self, trainer: Trainer) -> list[Generated]:
         """Answer a few records of each direction with the weights as they are."""

@@ -251,7 +251,7 @@ PAGE = (Path(__file__).parents[4] / "docs" / "training-data.md").read_text()
 
 
 def test_documented_manifests_and_mixtures_are_accepted(tmp_path: Path) -> None:
-    rows, mixture = re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL)
+    rows, switched, mixture = re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL)
     (tmp_path / "rows.jsonl").write_text(rows)
     table, adapter = open_table(tmp_path / "rows.jsonl"), find_adapter("record")
     made = [adapter(table[index], Task.TEXT_TO_TEXT)[0].task for index in range(len(table))]
@@ -261,6 +261,9 @@ def test_documented_manifests_and_mixtures_are_accepted(tmp_path: Path) -> None:
         Task.IMAGE_TO_IMAGE,
         Task.SPEECH_TO_TEXT,
     ]
+    both = {task: {"rows": 1, **mix} for task, mix in json.loads(switched).items()}
+    forms = MixtureConfig.from_dict({"tasks": both}).tasks[Task.TEXT_TO_TEXT].sources
+    assert [(one.weight, one.thinking) for one in forms] == [(3, None), (1, False)]
     config = MixtureConfig.from_dict(json.loads(mixture))
     assert config.tasks[Task.TEXT_TO_IMAGE].sources[0].weight == 3
     assert config.tasks[Task.SPEECH_TO_TEXT].schedule.pool == 512
