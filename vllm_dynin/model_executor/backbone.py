@@ -134,10 +134,19 @@ class BidirectionalTransformer(nn.Module):
             for layer in range(config.n_layers)
         )
         self.ln_f = RMSNorm(config.d_model, eps=config.rms_norm_eps)
+        self.hidden_TD: Tensor
+        """What `forward` returned last. The output head reads it here, because a captured graph
+        that is replayed writes it, but runs no Python that could keep the returned tensor."""
+        shape = vllm_config.scheduler_config.max_num_batched_tokens, config.d_model
+        dtype = cast(torch.dtype, vllm_config.model_config.dtype)
+        hidden_TD = torch.zeros(shape, dtype=dtype)
+        self.register_buffer("hidden_TD", hidden_TD, persistent=False)
 
     def forward(self, ids_T: Tensor, positions_T: Tensor) -> Tensor:
         """Hidden states [T, D] in the model's dtype, final norm applied."""
         hidden_TD = self.wte(ids_T)
         for block in self.blocks:
             hidden_TD = block(positions_T, hidden_TD)
-        return self.ln_f(hidden_TD)
+        hidden_TD = self.ln_f(hidden_TD)
+        self.hidden_TD[: len(hidden_TD)].copy_(hidden_TD)
+        return hidden_TD

@@ -11,8 +11,9 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 
 from vllm_dynin.config import LLaDAConfig
 from vllm_dynin.model_executor.backbone import BidirectionalTransformer
+from vllm_dynin.model_executor.engine_sampler import DenoisingLogits
+from vllm_dynin.model_executor.engine_step import EngineStep
 from vllm_dynin.model_executor.head import RestrictedHead
-from vllm_dynin.model_executor.step_logits import StepLogits, WantedRows
 from vllm_dynin.model_executor.weights import load_checkpoint
 from vllm_dynin.sampling.columns import Columns
 
@@ -56,9 +57,8 @@ class MaskedDiffusionLM(nn.Module):
             prefix=f"{prefix}{PUBLISHED}.ff_out",
         )
         self.head = RestrictedHead(self.lm_head)
-        self.wanted: list[WantedRows] = []
-        """Set by the model state before each forward: the rows whose logits the sampler needs."""
-        self._hidden_TD: Tensor | None = None
+        self.step: EngineStep | None = None
+        """Set by the model state before each forward; None where no request denoises."""
 
     def embed_input_ids(self, input_ids: Tensor) -> Tensor:
         """Rows of the token table."""
@@ -73,20 +73,19 @@ class MaskedDiffusionLM(nn.Module):
         **kwargs: Any,
     ) -> Tensor:
         """Hidden states [T, D] of all rows of the step."""
-        self._hidden_TD = self.transformer(input_ids, positions)
-        return self._hidden_TD
+        return self.transformer(input_ids, positions)
 
-    def compute_logits(self, hidden_states: Tensor) -> StepLogits | Tensor:
-        """Logits of the wanted rows, which the sampler reads request by request.
+    def compute_logits(self, hidden_states: Tensor) -> DenoisingLogits | Tensor:
+        """Logits of the wanted rows, which the sampler asks for.
 
-        vLLM passes the hidden states of every undecided slot; the rows that matter are fewer, and
-        a guided request also needs rows of its second stream, so `wanted` is what counts. Without
-        it (vLLM measuring memory or warming up) all rows of the argument get logits over the whole
-        table: that many are asked for, and how many they are is vLLM's to bound.
+        vLLM passes other rows than those that matter, so what counts is `step`, and the hidden
+        states are those that the transformer has left in its buffer: a replayed graph fills that
+        too. Without a step (vLLM measuring memory or warming up) all rows of the argument get
+        logits over the whole table: that many are asked for, and how many they are is vLLM's to
+        bound.
         """
-        if self.wanted:
-            assert self._hidden_TD is not None
-            return StepLogits(self.head, self._hidden_TD, self.wanted)
+        if self.step is not None:
+            return DenoisingLogits(self.head, self.transformer.hidden_TD, self.step)
         whole = Columns(((0, self.config.vocab_size),))
         return self.head(hidden_states, whole)
 

@@ -1,4 +1,4 @@
-"""What the forward of each denoising step is given: ids, positions, attention, wanted rows.
+"""What the forward of each denoising step is given: ids, positions, attention.
 
 vLLM's V2 runner calls one `ModelState` per worker. Every denoising step recomputes all rows of a
 request (exact mode), so the state of a request is its canvas alone.
@@ -14,19 +14,21 @@ import torch
 from torch import Tensor, nn
 from vllm.config import VllmConfig
 from vllm.distributed import get_tensor_model_parallel_rank
-from vllm.v1.worker.gpu.attn_utils import build_attn_metadata
 from vllm.v1.worker.gpu.model_states.interface import ModelState
 
 from vllm_dynin import compat
 from vllm_dynin.config import LLaDAConfig
 from vllm_dynin.model_executor import plan_transport
+from vllm_dynin.model_executor.attention_inputs import AttentionInputs
+from vllm_dynin.model_executor.canvas_store import CanvasStore
 from vllm_dynin.model_executor.canvas_width import widest_canvas
 from vllm_dynin.model_executor.engine_sampler import MaskedDiffusionSampler
+from vllm_dynin.model_executor.engine_step import EngineStep
 from vllm_dynin.model_executor.peak_memory import use_most_memory
 from vllm_dynin.model_executor.slot import DenoisingRequest, Slot
-from vllm_dynin.model_executor.step_logits import WantedRows
 from vllm_dynin.model_executor.trajectories import TrajectoryStore
 from vllm_dynin.model_executor.unused_memory import own_no_grammars
+from vllm_dynin.sampling.staging import Staging
 
 if TYPE_CHECKING:
     from vllm.tasks import GenerationTask
@@ -36,10 +38,10 @@ if TYPE_CHECKING:
 
 
 class DenoisingModel(Protocol):
-    """What the state uses of the model: `wanted` is written before each forward."""
+    """What the state uses of the model: `step` is written before each forward."""
 
     config: LLaDAConfig
-    wanted: list[WantedRows]
+    step: EngineStep | None
 
 
 class MaskedDiffusionState(ModelState):
@@ -55,8 +57,9 @@ class MaskedDiffusionState(ModelState):
         if device.type == "cpu":
             compat.replace_runner_kernels()  # here, because only workers import those kernels
         self.slots: dict[int, Slot] = {}
-        self.denoising: list[DenoisingRequest] = []
-        """Those of the current step, in batch order; the sampler holds this very list."""
+        self._store = CanvasStore(self.max_num_reqs, self.model_config.max_model_len, device)
+        self._staging = Staging(64 * self.max_num_tokens, device)
+        self._step: EngineStep | None = None
         self.trajectories = TrajectoryStore()
         self._slot_of: dict[str, int] = {}
         # Of the KV cache, which is made later: the attention backend may choose another block size.
@@ -70,7 +73,7 @@ class MaskedDiffusionState(ModelState):
     def custom_sampler(self, sampler: Any) -> tuple[Any, Any]:
         """Replace vLLM's sampler; there is no rejection sampling, and no grammar."""
         own_no_grammars()
-        return MaskedDiffusionSampler(self.denoising, self.device, sampler), None
+        return MaskedDiffusionSampler(self.device, sampler), None
 
     def initialize_kv_cache(self, kv_cache_config: Any, block_tables: BlockTables) -> None:
         """Note the rows of a KV block, and how many one entry of a block table stands for."""
@@ -81,7 +84,6 @@ class MaskedDiffusionState(ModelState):
 
     def add_request(self, req_index: int, new_req_data: NewRequestData) -> None:
         """Take a new request, or one that resumes after preemption, into slot `req_index`."""
-        self.slots.pop(req_index, None)
         self._slot_of[new_req_data.req_id] = req_index
         request = plan_transport.received(new_req_data.sampling_params)
         if request is None:
@@ -93,7 +95,8 @@ class MaskedDiffusionState(ModelState):
             request,
             self._lm.config,
             self._block_size,
-            self.device,
+            self._store,
+            req_index,
             committed,
             [feature.identifier for feature in new_req_data.mm_features],
             self.trajectories.start(new_req_data.req_id) if request.options.trajectory else None,
@@ -101,7 +104,9 @@ class MaskedDiffusionState(ModelState):
 
     def remove_request(self, req_id: str) -> None:
         """Forget a finished, aborted or preempted request."""
-        self.slots.pop(self._slot_of.pop(req_id, -1), None)
+        slot = self.slots.pop(self._slot_of.pop(req_id, -1), None)
+        if slot is not None:
+            slot.leave()
 
     # --- inputs of a step -------------------------------------------------------------------------
 
@@ -126,21 +131,14 @@ class MaskedDiffusionState(ModelState):
         return {}
 
     def prepare_inputs(self, input_batch: InputBatch, req_states: Any) -> dict[str, Any]:
-        """Write ids and positions of the denoising requests into the runner's own buffers.
-
-        In place, because captured graphs read those buffers. The runner has computed KV slots from
-        row numbers before, so positions are free to be what the model was trained on.
-        """
+        """Write ids and positions of the denoising requests into the runner's own buffers."""
         if not self._block_size:  # no KV cache yet: vLLM measures how much memory is left for it
             self._use_most_memory()
-        self.denoising[:] = self._denoising_requests(input_batch)
-        for request in self.denoising:
-            rows = slice(request.first, request.first + request.slot.num_rows)
-            input_batch.input_ids[rows] = request.slot.ids()
-            input_batch.positions[rows] = request.slot.positions()
-        self._lm.wanted = [
-            request.slot.wanted_rows(request.wanted, request.first) for request in self.denoising
-        ]
+        # A dummy batch may come without attention, hence without a step: then none is left over.
+        step, self._step = self._step, None
+        self._lm.step = step if step is not None and step.requests else None
+        if self._lm.step is not None:
+            self._lm.step.prepare(input_batch)
         return {}
 
     def _use_most_memory(self) -> None:
@@ -165,7 +163,7 @@ class MaskedDiffusionState(ModelState):
                 continue
             first, stop = batch.query_start_loc_np[row : row + 2].tolist()
             assert stop - first >= slot.num_rows, "a denoising step was cut"
-            yield DenoisingRequest(row, slot, first, slot.decoder.wanted())
+            yield DenoisingRequest(row, slot, first)
 
     def prepare_attn(
         self,
@@ -178,67 +176,12 @@ class MaskedDiffusionState(ModelState):
         for_capture: bool = False,
         ubatch_idx: int = 0,
     ) -> dict[str, Any]:
-        """Attention metadata: each stream of a request is a sequence of its own, never causal."""
-        sequences = _Sequences()
-        bounds = input_batch.query_start_loc_np
-        has_drafts = input_batch.num_draft_tokens_per_req
-        for row in range(input_batch.num_reqs):
-            first, stop = int(bounds[row]), int(bounds[row + 1])
-            slot = self.slots.get(int(input_batch.idx_mapping_np[row]))
-            if slot is None or has_drafts is None or not has_drafts[row]:
-                sequences.add(row, stop, stop - first)
-                continue
-            layout = slot.layout
-            if slot.num_skipped == 0 and layout.unconditional_stop:
-                sequences.add(row, first + layout.unconditional_stop, layout.unconditional_stop)
-            if slot.num_skipped == 0 and layout.conditional_start > layout.unconditional_stop:
-                # padding: computed, because it is scheduled; never read
-                sequences.add(row, first + layout.conditional_start, layout.conditional_start)
-            length = layout.num_rows - layout.conditional_start
-            shift = layout.conditional_start // self._table_unit
-            sequences.add(row, first + slot.num_rows, length, shift)
-            if first + slot.num_rows < stop:
-                # stand-ins of a medium that has fewer codes than were planned for
-                sequences.add(row, stop, stop - first)
-        starts = torch.tensor(sequences.bounds, dtype=torch.int32)
-        lengths = torch.tensor(sequences.lengths, dtype=torch.int32)
-        return build_attn_metadata(
-            attn_groups=attn_groups,
-            num_reqs=len(sequences.lengths),
-            num_tokens=input_batch.num_tokens,
-            query_start_loc_gpu=starts.to(self.device, non_blocking=True),
-            query_start_loc_cpu=starts,
-            max_query_len=int(starts.diff().max()),
-            seq_lens=lengths.to(self.device, non_blocking=True),
-            max_seq_len=max(sequences.lengths),
-            block_tables=(sequences.block_table(block_tables[0]),),
-            slot_mappings=slot_mappings,
-            kv_cache_config=kv_cache_config,
-            seq_lens_cpu_upper_bound=lengths,
-            causal=False,
+        """Lay the step out, send what the host knows of it, and give the attention metadata."""
+        self._staging.begin()
+        requests = list(self._denoising_requests(input_batch))
+        attention = AttentionInputs(
+            input_batch, requests, block_tables[0], self._table_unit, self._staging
         )
-
-
-class _Sequences:
-    """Query ranges, lengths and block tables of the sequences the attention backend sees."""
-
-    def __init__(self) -> None:
-        self.bounds, self.lengths = [0], list[int]()
-        self._rows, self._shifts = list[int](), list[int]()
-
-    def add(self, row: int, stop: int, length: int, shift: int = 0) -> None:
-        """Append the sequence of queries up to `stop`, whose KV starts at block `shift`."""
-        self.bounds.append(stop)
-        self.lengths.append(length)
-        self._rows.append(row)
-        self._shifts.append(shift)
-
-    def block_table(self, table: Tensor) -> Tensor:
-        """int32 [sequences, blocks]: each sequence's blocks, from its first on."""
-        rows = torch.tensor(self._rows, device=table.device)
-        if not any(self._shifts):
-            return table if self._rows == list(range(len(table))) else table[rows]
-        columns = torch.arange(table.shape[1], device=table.device)
-        shifts = torch.tensor(self._shifts, device=table.device)
-        columns = (columns + shifts[:, None]).clamp(max=table.shape[1] - 1)
-        return table[rows[:, None], columns]
+        self._step = EngineStep(requests, input_batch, self._store, self._staging)
+        self._staging.send()
+        return attention.metadata(slot_mappings, attn_groups, kv_cache_config)

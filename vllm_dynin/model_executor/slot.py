@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vllm_dynin.config import LLaDAConfig
-from vllm_dynin.model_executor.row_layout import RowLayout, prompt_rows, row_positions
+from vllm_dynin.model_executor.canvas_store import CanvasStore, row_table
+from vllm_dynin.model_executor.row_layout import RowLayout
 from vllm_dynin.model_executor.step_logits import WantedRows
 from vllm_dynin.planning import PlanRequest, make_plan
+from vllm_dynin.sampling.batched import Guidance, RequestStep
 from vllm_dynin.sampling.decided_steps import DecidedSteps
 from vllm_dynin.sampling.decoder import CanvasDecoder
+from vllm_dynin.sampling.fixed_steps import FixedStep, fixed_steps, has_fixed_steps
 from vllm_dynin.sampling.tiles import LogitRows
 
 
@@ -24,7 +28,8 @@ class Slot:
         request: what its plan is made from.
         config: of the checkpoint.
         block_size: rows of a KV block.
-        device: where the model runs.
+        store: where its canvas is.
+        index: the runner's number for it, its line in the store.
         committed: ids given out before the request was preempted.
         media: content hashes of its media, in order.
         trajectory: where to note what each denoising step decides, or None.
@@ -35,19 +40,25 @@ class Slot:
         request: PlanRequest,
         config: LLaDAConfig,
         block_size: int,
-        device: torch.device,
+        store: CanvasStore,
+        index: int,
         committed: tuple[int, ...] = (),
         media: Sequence[str] = (),
         trajectory: DecidedSteps | None = None,
     ) -> None:
         self.num_emitted = len(committed)
+        self.decoder: CanvasDecoder | None = None
+        """Decodes it alone; None where its steps are known beforehand and it goes with others."""
+        self.steps: list[FixedStep] = []
+        """Those to come, the next one last."""
+        self.first_cell = store.first_cell(index)
         self._request, self._config, self._block_size = request, config, block_size
-        self._device, self._committed = device, committed
+        self._store, self._index, self._committed = store, index, committed
         self._codes: list[Tensor | None] = [None] * len(media)
         self._media = tuple(media)
         self._trajectory = trajectory
         self.is_ready = False
-        self._unconditional_SD: Tensor | None = None
+        self._kept: int | None = None
         if not media:
             self._start()
 
@@ -65,18 +76,23 @@ class Slot:
 
     def _start(self) -> None:
         codes = [codes.tolist() for codes in self._codes if codes is not None]
-        plan = make_plan(self._request.with_media(codes), self._config)
-        self.decoder = CanvasDecoder(plan, self._device, self._committed)
+        self.plan = plan = make_plan(self._request.with_media(codes), self._config)
+        canvas, device = plan.canvas, self._store.device
         self.layout = RowLayout.of(
-            plan.canvas, self._block_size, conditional_start=self._planned_start()
+            canvas, self._block_size, conditional_start=self._planned_start()
         )
-        positions = row_positions(plan.canvas, self.layout)
-        self._positions = torch.tensor(positions, device=self._device)
-        rows = [*prompt_rows(plan.canvas, self.layout), *plan.canvas.slots]
-        self._ids = torch.tensor(rows, device=self._device)
+        self._is_constant = canvas.is_unconditional_constant
+        self._table = row_table(canvas, self.layout)
+        self._table[0] += self.first_cell
+        self._store.enter(self._index, canvas, self.layout, self._committed)
+        ids = self.canvas_ids
+        if self._trajectory is None and has_fixed_steps(plan):
+            self.steps = fixed_steps(plan, len(self._committed))[::-1]
+        else:
+            self.decoder = CanvasDecoder(plan, device, self._committed, ids)
         self.is_ready = True
         if self._trajectory is not None:
-            self._trajectory.begin(self.decoder.ids, plan.canvas.mask_id)
+            self._trajectory.begin(ids, canvas.mask_id)
 
     def _planned_start(self) -> int:
         """Where the scheduler, which knows no codes, has put the conditional stream."""
@@ -86,68 +102,89 @@ class Slot:
         return RowLayout.of(canvas, self._block_size).conditional_start
 
     @property
+    def canvas_ids(self) -> Tensor:
+        """int64 [N]: its canvas as it stands, a view."""
+        return self._store.canvas(self._index, self.layout.num_slots)
+
+    @property
     def num_skipped(self) -> int:
         """Rows, from the first on, that a step does not compute: a constant second stream."""
-        return 0 if self._unconditional_SD is None else self.layout.conditional_start
+        return 0 if self._kept is None else self.layout.conditional_start
 
     @property
     def num_rows(self) -> int:
         """Rows of a step."""
         return self.layout.num_rows - self.num_skipped
 
-    def keep_unconditional(self, hidden_TD: Tensor, first_row: int) -> bool:
-        """After a step: keep the hidden states of a second stream that never changes.
+    @property
+    def row_table(self) -> NDArray[np.int64]:
+        """[2, num_rows]: cell and position of each row of a step."""
+        return self._table[:, self.num_skipped :]
+
+    @property
+    def keeps_next(self) -> bool:
+        """Whether the next step computes a second stream that never changes, and the last time."""
+        return self._kept is None and self._is_constant
+
+    def keep_unconditional(self, hidden_TD: Tensor, first_row: int) -> None:
+        """After a step that `keeps_next`: keep the second stream's hidden states.
 
         Args:
             hidden_TD: hidden states of the step.
             first_row: first of this request's rows in it.
-
-        Returns:
-            Whether they were kept now, so that the next step starts at the conditional stream.
         """
-        canvas = self.decoder.plan.canvas
-        if self._unconditional_SD is not None or not canvas.is_unconditional_constant:
-            return False
-        layout = self.layout
-        first = first_row + layout.unconditional_canvas
-        # A copy, because the runner may reuse its buffer.
-        self._unconditional_SD = hidden_TD[first : first + layout.num_slots].clone()
-        return True
+        first = first_row + self.layout.unconditional_canvas
+        self._kept = self._store.kept.put(hidden_TD[first : first + self.layout.num_slots])
 
-    def step(self, slots: Tensor, logits: LogitRows) -> None:
+    def leave(self) -> None:
+        """Give back what it holds outside of its line in the store."""
+        if self._kept is not None:
+            self._store.kept.free(self._kept)
+            self._kept = None
+
+    def step_alone(self, slots: Tensor, logits: LogitRows) -> None:
         """One denoising step, given the guided logits of the wanted slots."""
+        assert self.decoder is not None
         self.decoder.step(slots, logits)
         if self._trajectory is not None:
-            self._trajectory.record(self.decoder.ids, self.decoder.plan.canvas.mask_id)
+            self._trajectory.record(self.decoder.ids, self.plan.canvas.mask_id)
 
-    def ids(self) -> Tensor:
-        """int64 [num_rows]: ids of a step's rows as the canvas stands now."""
-        layout = self.layout
-        self._ids[layout.canvas :] = self.decoder.ids
-        if layout.unconditional_stop:
-            unconditional = self.decoder.unconditional_ids()
-            self._ids[layout.unconditional_canvas : layout.unconditional_stop] = unconditional
-        return self._ids[self.num_skipped :]
-
-    def positions(self) -> Tensor:
-        """int64 [num_rows]: position ids of a step's rows."""
-        return self._positions[self.num_skipped :]
+    def request_step(self, first_row: int) -> RequestStep:
+        """Its part in the next step, its rows starting at `first_row`, with others."""
+        canvas, layout = self.plan.canvas, self.layout
+        guidance, second_row = None, 0
+        if canvas.unconditional is not None:
+            is_kept = self._kept is not None
+            form = canvas.unconditional.form
+            guidance = Guidance(self.plan.guidance_scale, form, is_kept)
+            second_row = first_row + layout.unconditional_canvas
+            if self._kept is not None:
+                second_row = self._kept
+        return RequestStep(
+            self.steps[-1],
+            self.first_cell,
+            first_row + layout.canvas - self.num_skipped,
+            second_row,
+            guidance,
+        )
 
     def wanted_rows(self, slots: Tensor, first_row: int) -> WantedRows:
         """Rows of the step that hold `slots`, for a request whose rows start at `first_row`."""
-        plan = self.decoder.plan
+        assert self.decoder is not None
+        canvas, columns = self.plan.canvas, self.decoder.columns
         rows = slots + (first_row + self.layout.canvas - self.num_skipped)
-        if plan.canvas.unconditional is None:
-            return WantedRows(rows=rows, columns=self.decoder.columns)
-        kept = self._unconditional_SD
-        row = first_row + self.layout.unconditional_canvas
+        if canvas.unconditional is None:
+            return WantedRows(rows=rows, columns=columns)
+        row, kept = first_row + self.layout.unconditional_canvas, None
+        if self._kept is not None:
+            kept = self._store.kept.hidden_PD[slots + self._kept]
         return WantedRows(
             rows=rows,
-            columns=self.decoder.columns,
+            columns=columns,
             unconditional_rows=slots + row if kept is None else None,
-            unconditional_RD=None if kept is None else kept[slots],
-            guidance_scale=plan.guidance_scale,
-            form=plan.canvas.unconditional.form,
+            unconditional_RD=kept,
+            guidance_scale=self.plan.guidance_scale,
+            form=canvas.unconditional.form,
         )
 
 
@@ -159,10 +196,8 @@ class DenoisingRequest:
         row: its place in the batch.
         slot: its state.
         first: first row of the step that is its own.
-        wanted: slots whose logits were asked for.
     """
 
     row: int
     slot: Slot
     first: int
-    wanted: Tensor

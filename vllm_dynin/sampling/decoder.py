@@ -72,12 +72,21 @@ class CanvasDecoder:
         plan: the request.
         device: where the canvas lives.
         committed: ids of the first slots, given out before the request was preempted.
+        ids: int64 [N] on that device, where the canvas is to be; None takes memory of its own.
     """
 
-    def __init__(self, plan: Plan, device: torch.device, committed: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        device: torch.device,
+        committed: tuple[int, ...] = (),
+        ids: Tensor | None = None,
+    ) -> None:
         self.plan = plan
         slots = (*committed, *plan.canvas.slots[len(committed) :])
         self.ids = torch.tensor(slots, dtype=torch.int64, device=device)
+        if ids is not None:
+            self.ids = ids.copy_(self.ids)
         self._follows: Tensor | None = None
         if plan.canvas.unconditional is not None:
             follows = plan.canvas.unconditional.follows

@@ -22,6 +22,11 @@ TILE_ELEMENTS = 1 << 21
 """Logits looked at together. Bounds memory; no draw depends on it."""
 
 
+def tile_height(width: int) -> int:
+    """Rows of a tile whose rows have so many columns."""
+    return max(1, TILE_ELEMENTS // width)
+
+
 def row_tiles(num_rows: int, width: int) -> Iterator[tuple[int, int]]:
     """Cut rows into tiles: `(first row, row behind the last)`.
 
@@ -29,7 +34,7 @@ def row_tiles(num_rows: int, width: int) -> Iterator[tuple[int, int]]:
         num_rows: rows of logits.
         width: columns of a row.
     """
-    height = max(1, TILE_ELEMENTS // width)
+    height = tile_height(width)
     for first in range(0, num_rows, height):
         yield first, min(first + height, num_rows)
 

@@ -4,7 +4,7 @@ import pytest
 from helpers.omni_mix import Heads, case_of, expected, plan_of, run, tokens_of
 
 from vllm_dynin.canvas import Task
-from vllm_dynin.model_executor.engine_sampler import MaskedDiffusionSampler
+from vllm_dynin.model_executor.engine_sampler import DenoisingLogits, MaskedDiffusionSampler
 from vllm_dynin.model_executor.row_layout import RowLayout
 from vllm_dynin.report import REPORT
 
@@ -18,7 +18,7 @@ def rows_of_steps(monkeypatch):
     call = MaskedDiffusionSampler.__call__
 
     def recording(self, logits, input_batch, draft_logits=None):
-        if self._denoising:
+        if isinstance(logits, DenoisingLogits):
             found.append(input_batch.num_tokens)
         return call(self, logits, input_batch, draft_logits)
 

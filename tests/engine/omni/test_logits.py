@@ -8,7 +8,7 @@ from helpers.omni_inside import peak_memory, reset_peak_memory, served_model
 from helpers.omni_mix import Heads, case_of, expected, run, tokens_of
 
 from vllm_dynin.canvas import GuidanceForm, Task
-from vllm_dynin.model_executor.engine_sampler import MaskedDiffusionSampler
+from vllm_dynin.model_executor.engine_sampler import DenoisingLogits, MaskedDiffusionSampler
 from vllm_dynin.model_executor.step_logits import StepLogits, WantedRows
 from vllm_dynin.processors import templates
 from vllm_dynin.sampling.columns import Columns
@@ -136,8 +136,8 @@ def test_a_large_image_beside_short_texts(omni, omni_reference, large, monkeypat
     call = MaskedDiffusionSampler.__call__
 
     def recording(self, logits, input_batch, draft_logits=None):
-        if self._denoising:
-            steps.append({id(request.slot): request.slot for request in self._denoising})
+        if isinstance(logits, DenoisingLogits):
+            steps.append({id(r.slot): r.slot for r in logits.step.requests})
         return call(self, logits, input_batch, draft_logits)
 
     monkeypatch.setattr(MaskedDiffusionSampler, "__call__", recording)
@@ -150,5 +150,5 @@ def test_a_large_image_beside_short_texts(omni, omni_reference, large, monkeypat
     assert len(waits) == len(cases)
     assert max(len(step) for step in steps) < len(cases)  # the budget did not hold them all
     assert max(waits.values()) == 1
-    task = [slot.decoder.plan.canvas.task for step in steps for slot in step.values()]
+    task = [slot.plan.canvas.task for step in steps for slot in step.values()]
     assert task.count(Task.TEXT_TO_IMAGE) == LARGE["steps"]
