@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,6 +21,7 @@ from vllm_dynin.canvas import (
 )
 from vllm_dynin.sampling.batched import BatchedStep, Group, Guidance, RequestStep
 from vllm_dynin.sampling.block import BlockOptions
+from vllm_dynin.sampling.canvas_memory import CanvasMemory
 from vllm_dynin.sampling.columns import Columns
 from vllm_dynin.sampling.decoder import CanvasDecoder, Plan, RegionOptions
 from vllm_dynin.sampling.fixed_steps import FixedStep, fixed_steps, has_fixed_steps
@@ -133,11 +134,6 @@ class Pair:
     emitted: int = 0
 
     @property
-    def first_cell(self) -> int:
-        """Cell of slot 0."""
-        return self.slot * WIDTH
-
-    @property
     def is_done(self) -> bool:
         """Whether no step is left."""
         return self.cursor == len(self.steps)
@@ -156,7 +152,7 @@ class Schedule:
     largest_batch: int = 0
 
     def __post_init__(self) -> None:
-        self.ids = torch.full((self.num_slots * WIDTH,), PINNED)
+        self.memory = CanvasMemory(self.num_slots, WIDTH, 4 * WIDTH, CPU)
         self.staging = Staging(64, CPU)  # too small on purpose: it grows
 
     def run(self) -> None:
@@ -180,7 +176,7 @@ class Schedule:
             plan, committed = self.waiting.pop(0)
             assert has_fixed_steps(plan)
             decoder = CanvasDecoder(plan, CPU, committed)
-            self.ids[slot * WIDTH : slot * WIDTH + len(decoder.ids)] = decoder.ids
+            self.memory.enter(slot, decoder.ids.tolist(), len(decoder.ids), MASK)
             steps = fixed_steps(plan, len(committed))
             self.running.append(Pair(plan, slot, decoder, steps, emitted=len(committed)))
 
@@ -197,23 +193,25 @@ class Schedule:
                 guidance = Guidance(pair.plan.guidance_scale, canvas.unconditional.form)
             second_row = first_row + len(ids)
             step = pair.steps[pair.cursor]
-            parts.append(RequestStep(step, pair.first_cell, first_row, second_row, guidance))
+            parts.append(RequestStep(step, pair.slot, first_row, second_row, guidance))
             first_row += sum(map(len, hidden[-1:] if guidance is None else hidden[-2:]))
         hidden_TD = torch.cat(hidden)
         self.staging.begin()
-        step_of_all = BatchedStep(parts, MASK, self.staging)
+        step_of_all = BatchedStep(parts, MASK, self.memory, self.staging)
         self.staging.send()
-        step_of_all.find(self.ids)
+        step_of_all.find()
 
-        def logits(group: Group, first: int, stop: int) -> Tensor:
-            own = self.model.logits(hidden_TD[step_of_all.rows_R[first:stop]], group.columns)
-            if (guidance := group.guidance) is None:
-                return own
-            rows = step_of_all.second_rows_R[first:stop]
-            other = self.model.logits(hidden_TD[rows], group.columns)
-            return guide(own, other, guidance.scale, guidance.form)
+        def logits(group: Group) -> Iterator[tuple[int, Tensor, Tensor | None]]:
+            for first in range(group.first, group.stop, 7):  # in tiles
+                stop = min(first + 7, group.stop)
+                rows, second = step_of_all.rows_R[first:stop], None
+                own = self.model.logits(hidden_TD[rows], group.columns)
+                if group.has_second:
+                    rows = step_of_all.second_rows_R[first:stop]
+                    second = self.model.logits(hidden_TD[rows], group.columns)
+                yield stop - first, own, second
 
-        step_of_all.run(self.ids, logits)
+        step_of_all.run(logits)
         for pair in batch:
             self._step_alone(pair)
             assert torch.equal(self._canvas(pair), pair.decoder.ids)
@@ -225,7 +223,7 @@ class Schedule:
         self.largest_batch = max(self.largest_batch, len(batch))
 
     def _canvas(self, pair: Pair) -> Tensor:
-        return self.ids[pair.first_cell : pair.first_cell + pair.plan.canvas.num_slots]
+        return self.memory.ids_SW[pair.slot, : pair.plan.canvas.num_slots]
 
     def _step_alone(self, pair: Pair) -> None:
         canvas, decoder, step = pair.plan.canvas, pair.decoder, pair.steps[pair.cursor]
@@ -235,9 +233,7 @@ class Schedule:
         hidden = self.model.hidden(canvas.conditional.ids, decoder.ids)
         logits = self.model.logits(hidden[slots], decoder.columns)
         if canvas.unconditional is not None:
-            seen = self.model.hidden(
-                canvas.unconditional.stream.ids, decoder.unconditional_ids()
-            )
+            seen = self.model.hidden(canvas.unconditional.stream.ids, decoder.unconditional_ids())
             other = self.model.logits(seen[slots], decoder.columns)
             form = canvas.unconditional.form
             logits = guide(logits, other, pair.plan.guidance_scale, form)

@@ -15,36 +15,28 @@ from torch import Tensor
 
 from vllm_dynin.canvas import Canvas
 from vllm_dynin.model_executor.row_layout import RowLayout, prompt_rows, row_positions
+from vllm_dynin.sampling.canvas_memory import CanvasMemory
 
 
-class CanvasStore:
-    """The store.
+class CanvasStore(CanvasMemory):
+    """Canvases of the requests, and what else of them outlives a step.
 
     Args:
         num_requests: request slots of the runner.
         num_rows: rows of the longest request.
+        step_rows: rows of the largest step.
         device: where the model runs.
     """
 
-    def __init__(self, num_requests: int, num_rows: int, device: torch.device) -> None:
-        self.device = device
-        self.ids = torch.zeros(num_requests, num_rows + 1, dtype=torch.int64, device=device)
-        self.flat = self.ids.view(-1)
+    def __init__(
+        self, num_requests: int, num_rows: int, step_rows: int, device: torch.device
+    ) -> None:
+        super().__init__(num_requests, num_rows + 1, step_rows, device)
         self.kept = KeptRows(device)
-        self.numbers = torch.arange(num_rows, device=device)
-        """0, 1, 2, …"""
         self.nothing = torch.zeros(num_requests, 1, dtype=torch.int32, device=device)
         """What a step gives out that makes nothing final."""
 
-    def first_cell(self, index: int) -> int:
-        """Cell of slot 0 of the canvas of the runner's request slot `index`."""
-        return index * self.ids.shape[1]
-
-    def canvas(self, index: int, num_slots: int) -> Tensor:
-        """int64 [num_slots]: a view of a canvas."""
-        return self.ids[index, :num_slots]
-
-    def enter(
+    def enter_request(
         self, index: int, canvas: Canvas, layout: RowLayout, committed: tuple[int, ...]
     ) -> None:
         """Write all cells of a request.
@@ -56,8 +48,8 @@ class CanvasStore:
             committed: ids that were given out before it was preempted.
         """
         slots = (*committed, *canvas.slots[len(committed) :])
-        line = torch.tensor([*slots, canvas.mask_id, *prompt_rows(canvas, layout)])
-        self.ids[index, : len(line)] = line.to(self.device)
+        cells = [*slots, canvas.mask_id, *prompt_rows(canvas, layout)]
+        self.enter(index, cells, canvas.num_slots, canvas.mask_id)
 
 
 def row_table(canvas: Canvas, layout: RowLayout) -> NDArray[np.int64]:

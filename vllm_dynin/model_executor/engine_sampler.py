@@ -48,7 +48,7 @@ class DenoisingLogits:
         if step.batched is not None:
             kept_PD = step.store.kept.hidden_PD
             logits = GroupLogits(self._head, hidden_TD, kept_PD, step.batched)
-            step.batched.run(step.store.flat, logits)
+            step.batched.run(logits)
         if step.alone:
             wanted = [
                 request.slot.wanted_rows(slots, request.first)

@@ -52,7 +52,7 @@ class EngineStep:
         if self.together:
             parts = [request.slot.request_step(request.first) for request in self.together]
             mask_id = self.together[0].slot.plan.canvas.mask_id
-            self.batched = BatchedStep(parts, mask_id, staging)
+            self.batched = BatchedStep(parts, mask_id, store, staging)
         if requests:
             tables = [request.slot.row_table for request in requests]
             places = [
@@ -94,7 +94,7 @@ class EngineStep:
         batch.input_ids.index_copy_(0, places_T, ids_T)
         batch.positions.index_copy_(0, places_T, positions_T)
         if self.batched is not None:
-            self.batched.find(self.store.flat)
+            self.batched.find()
         decoders = [request.slot.decoder for request in self.alone]
         self.wanted = [decoder.wanted() for decoder in decoders if decoder is not None]
 

@@ -1,6 +1,8 @@
-"""Guided logits of the requests that are decoded together."""
+"""Logits of the requests that are decoded together."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -8,12 +10,11 @@ from torch import Tensor
 from vllm_dynin.model_executor.head import RestrictedHead
 from vllm_dynin.model_executor.step_logits import StepLogits
 from vllm_dynin.sampling.batched import BatchedStep, Group
-from vllm_dynin.sampling.guidance import guide
-from vllm_dynin.sampling.tiles import tile_height
+from vllm_dynin.sampling.tiles import row_tiles
 
 
 class GroupLogits:
-    """Logits of a group's rows: one product with the head while that fits into memory.
+    """Logits of a group's rows, by the head products that fit into memory.
 
     Args:
         head: the output head.
@@ -26,36 +27,30 @@ class GroupLogits:
         self, head: RestrictedHead, hidden_TD: Tensor, kept_PD: Tensor, step: BatchedStep
     ) -> None:
         self._head, self._hidden_TD, self._kept_PD, self._step = head, hidden_TD, kept_PD, step
-        self._first = self._stop = 0  # rows of the step of which there are logits now
-        self._logits: tuple[Tensor, ...] = ()
 
-    def __call__(self, group: Group, first: int, stop: int) -> Tensor:
-        """Guided logits [stop - first, K] of rows of the step; see `batched.GroupLogits`."""
-        if stop > self._stop:
-            self._logits = ()  # before the next ones are made
-            self._first = first
-            self._stop = min(group.stop, first + _product_height(group))
-            self._logits = self._products(group)
-        own, *second = (part[first - self._first : stop - self._first] for part in self._logits)
-        if group.guidance is None:
-            return own
-        return guide(own, second[0], group.guidance.scale, group.guidance.form)
+    def __call__(self, group: Group) -> Iterator[tuple[int, Tensor, Tensor | None]]:
+        """Tiles of logits; see `batched.GroupLogits`."""
+        height = max(1, StepLogits.max_rows(group.columns) // (2 if group.has_second else 1))
+        for first in range(group.first, group.stop, height):
+            stop = min(first + height, group.stop)
+            logits = self._head(self._hidden(group, first, stop), group.columns)
+            own, *second = logits.split(stop - first)
+            del logits
+            for low, high in self._tiles(stop - first, group):
+                yield high - low, own[low:high], second[0][low:high] if second else None
 
-    def _products(self, group: Group) -> tuple[Tensor, ...]:
-        rows_R = self._step.rows_R[self._first : self._stop]
-        if group.guidance is None:
-            return (self._head(self._hidden_TD[rows_R], group.columns),)
-        second_R = self._step.second_rows_R[self._first : self._stop]
-        if group.guidance.is_kept:
-            hidden = torch.cat([self._hidden_TD[rows_R], self._kept_PD[second_R]])
+    def _hidden(self, group: Group, first: int, stop: int) -> Tensor:
+        """Hidden states of rows of the step, and behind them those of their second streams."""
+        rows_R = self._step.rows_R[first:stop]
+        if not group.has_second:
+            return self._hidden_TD[rows_R]
+        second_R = self._step.second_rows_R[first:stop]
+        if group.is_kept:
+            return torch.cat([self._hidden_TD[rows_R], self._kept_PD[second_R]])
+        return self._hidden_TD[torch.cat([rows_R, second_R])]
+
+    def _tiles(self, num_rows: int, group: Group) -> Iterator[tuple[int, int]]:
+        if self._hidden_TD.is_cuda:  # one launch, and no memory beside the logits
+            yield 0, num_rows
         else:
-            hidden = self._hidden_TD[torch.cat([rows_R, second_R])]
-        return self._head(hidden, group.columns).chunk(2)
-
-
-def _product_height(group: Group) -> int:
-    """Rows that are multiplied by the head at a time, a multiple of those that are read."""
-    num_streams = 1 if group.guidance is None else 2
-    height = tile_height(group.columns.width)
-    fitting = StepLogits.max_rows(group.columns) // num_streams
-    return max(height, fitting // height * height)
+            yield from row_tiles(num_rows, group.columns.width)

@@ -57,7 +57,9 @@ class MaskedDiffusionState(ModelState):
         if device.type == "cpu":
             compat.replace_runner_kernels()  # here, because only workers import those kernels
         self.slots: dict[int, Slot] = {}
-        self._store = CanvasStore(self.max_num_reqs, self.model_config.max_model_len, device)
+        self._store = CanvasStore(
+            self.max_num_reqs, self.model_config.max_model_len, self.max_num_tokens, device
+        )
         self._staging = Staging(64 * self.max_num_tokens, device)
         self._step: EngineStep | None = None
         self.trajectories = TrajectoryStore()

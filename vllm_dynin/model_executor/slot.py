@@ -51,7 +51,7 @@ class Slot:
         """Decodes it alone; None where its steps are known beforehand and it goes with others."""
         self.steps: list[FixedStep] = []
         """Those to come, the next one last."""
-        self.first_cell = store.first_cell(index)
+        self.first_cell = index * store.width
         self._request, self._config, self._block_size = request, config, block_size
         self._store, self._index, self._committed = store, index, committed
         self._codes: list[Tensor | None] = [None] * len(media)
@@ -84,7 +84,7 @@ class Slot:
         self._is_constant = canvas.is_unconditional_constant
         self._table = row_table(canvas, self.layout)
         self._table[0] += self.first_cell
-        self._store.enter(self._index, canvas, self.layout, self._committed)
+        self._store.enter_request(self._index, canvas, self.layout, self._committed)
         ids = self.canvas_ids
         if self._trajectory is None and has_fixed_steps(plan):
             self.steps = fixed_steps(plan, len(self._committed))[::-1]
@@ -104,7 +104,7 @@ class Slot:
     @property
     def canvas_ids(self) -> Tensor:
         """int64 [N]: its canvas as it stands, a view."""
-        return self._store.canvas(self._index, self.layout.num_slots)
+        return self._store.ids_SW[self._index, : self.layout.num_slots]
 
     @property
     def num_skipped(self) -> int:
@@ -162,7 +162,7 @@ class Slot:
                 second_row = self._kept
         return RequestStep(
             self.steps[-1],
-            self.first_cell,
+            self._index,
             first_row + layout.canvas - self.num_skipped,
             second_row,
             guidance,

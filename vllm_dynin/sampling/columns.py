@@ -37,6 +37,10 @@ class Columns:
         """int64 [K]: the token id of each column. Shared between calls: do not modify."""
         return _column_ids(self, device)
 
+    def forbidden(self, device: torch.device) -> Tensor | None:
+        """Bool [K]: the excluded columns; None if there are none. Shared: do not modify."""
+        return _forbidden(self, device) if self.excluded else None
+
     def forbid_excluded(self, logits_RK: Tensor) -> Tensor:
         """Set the excluded columns to -inf, in place, and return the logits."""
         for column in _excluded_columns(self):
@@ -49,6 +53,14 @@ def _column_ids(columns: Columns, device: torch.device) -> Tensor:
     with torch.inference_mode(False):  # training in the same process indexes with it too
         parts = [torch.arange(first, stop, device=device) for first, stop in columns.ranges]
         return torch.cat(parts)
+
+
+@cache
+def _forbidden(columns: Columns, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        is_forbidden = torch.zeros(columns.width, dtype=torch.bool)
+        is_forbidden[_excluded_columns(columns)] = True
+        return is_forbidden.to(device)
 
 
 @cache

@@ -108,23 +108,6 @@ def noise_scale(step: int, num_steps: int, temperature: float) -> float:
     return scale
 
 
-def ranking_score(confidence_R: Tensor, scale: float, draws: SlotDraws | None) -> Tensor:
-    """Logarithm of the confidence plus Gumbel noise, in the dtype of the confidence.
-
-    Args:
-        confidence_R: floating [R] in [0, 1]; not modified.
-        scale: of the noise; 0 draws nothing.
-        draws: of the slots the rows belong to; may be None without noise.
-    """
-    score_R = confidence_R.clamp(min=1e-20).log()
-    if scale > 0:
-        assert draws is not None
-        uniform_R = draws.ranking(score_R.dtype)
-        gumbel_R = -(-uniform_R.clamp(min=1e-20).log()).clamp(min=1e-20).log()
-        score_R = score_R + scale * gumbel_R
-    return score_R
-
-
 def select_to_remask(
     confidence_R: Tensor,
     num: int,
@@ -149,7 +132,12 @@ def select_to_remask(
 
     Source: `mask_by_random_topk` of Dynin-Omni, `models/sampling.py`.
     """
-    score_R = ranking_score(confidence_R, scale, draws)
+    score_R = confidence_R.clamp(min=1e-20).log()
+    if scale > 0:
+        assert draws is not None
+        uniform_R = draws.ranking(score_R.dtype)
+        gumbel_R = -(-uniform_R.clamp(min=1e-20).log()).clamp(min=1e-20).log()
+        score_R = score_R + scale * gumbel_R
     ordered = torch.sort(score_R, stable=True)
     if parity is Parity.REFERENCE:
         # Rows decided earlier rank above all others, so beyond the last row everything is below.
