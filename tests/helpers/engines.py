@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import os
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -128,6 +129,39 @@ def counted_preemptions(llm: LLM) -> Iterator[list[str]]:
         yield preempted
     finally:
         del scheduler._preempt_request
+
+
+@contextmanager
+def asynchronous(llm: LLM) -> Iterator[list[int]]:
+    """Let an engine of `start_llm` decide steps while earlier ones are computed.
+
+    VLLM turns `async_scheduling` off on a CPU, so the engine core is switched over to the loop that
+    it would have chosen with it. Here a step is computed at once, but nobody hears of its outcome
+    before the next one is decided, as on a GPU.
+
+    Yields:
+        For each step with something to compute, how many steps were under way when it was decided.
+    """
+    core = llm.llm_engine.engine_core.engine_core
+    scheduler, loop = core.scheduler, core.step_fn
+    schedule, under_way = scheduler.schedule, list[int]()
+
+    def noting(*args: Any, **kwargs: Any) -> Any:
+        output = schedule(*args, **kwargs)
+        if output.total_num_scheduled_tokens:
+            under_way.append(sum(out.total_num_scheduled_tokens > 0 for _, out, _ in queue))
+        return output
+
+    queue = core.batch_queue = deque(maxlen=2)
+    core.batch_queue_size, core.step_fn = 2, core.step_with_batch_queue
+    core.async_scheduling = scheduler._is_async = True
+    scheduler.schedule = noting
+    try:
+        yield under_way
+    finally:
+        core.batch_queue, core.batch_queue_size, core.step_fn = None, 1, loop
+        core.async_scheduling = scheduler._is_async = False
+        del scheduler.schedule
 
 
 @contextmanager

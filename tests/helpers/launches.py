@@ -17,10 +17,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from vllm import LLM
 
-import vllm_dynin.sampling.batched
+from vllm_dynin.sampling import batched
 
-KERNELS = ((vllm_dynin.sampling.batched, "row_statistics"),)
-"""Where the functions are that one kernel stands behind."""
+KERNELS = ("row_statistics", "unmask")
+"""Functions of `sampling.batched` behind each of which stands one kernel."""
 
 WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "lift_fresh", "unique", "equal")
 """Operations that make the host wait for the device, or read pageable memory while it waits."""
@@ -138,7 +138,6 @@ def counted_steps(llm: LLM, *, measures_memory: bool = False) -> Iterator[list[S
     for name in ("prepare_attn", "prepare_inputs"):
         own(state, name)
     own(runner.model, "compute_logits")
-    own(runner, "sampler_call") if False else None
     sampler = runner.sampler
     call = type(sampler).__call__
 
@@ -154,9 +153,8 @@ def counted_steps(llm: LLM, *, measures_memory: bool = False) -> Iterator[list[S
 
     patch(type(sampler), "__call__", sample)
     patch(transformer, "forward", launches.skipped(transformer.forward))
-    for module, name in KERNELS:
-        if hasattr(module, name):
-            patch(module, name, launches.skipped(getattr(module, name), name))
+    for name in KERNELS:
+        patch(batched, name, launches.skipped(getattr(batched, name), name))
 
     execute = runner.execute_model
 

@@ -78,7 +78,8 @@ class EngineConfig(VerifyAndUpdateConfig):
         scheduler.scheduler_cls = SCHEDULER
         parallel = vllm_config.parallel_config
         parallel.worker_extension_cls = parallel.worker_extension_cls or WORKER_EXTENSION
-        scheduler.async_scheduling = False  # every step starts from a rewound token count
+        # Only where it is asked for (`--async-scheduling`), until it has been measured on a GPU.
+        scheduler.async_scheduling = bool(scheduler.async_scheduling)
         scheduler.enable_chunked_prefill = False  # a chunk cannot see what comes behind it
         vllm_config.cache_config.enable_prefix_caching = False  # nor can a cached prefix
         if scheduler.max_num_batched_tokens < model.max_model_len:

@@ -86,6 +86,7 @@ class MaskedDiffusionState(ModelState):
 
     def add_request(self, req_index: int, new_req_data: NewRequestData) -> None:
         """Take a new request, or one that resumes after preemption, into slot `req_index`."""
+        self._drop(req_index)
         self._slot_of[new_req_data.req_id] = req_index
         request = plan_transport.received(new_req_data.sampling_params)
         if request is None:
@@ -106,7 +107,10 @@ class MaskedDiffusionState(ModelState):
 
     def remove_request(self, req_id: str) -> None:
         """Forget a finished, aborted or preempted request."""
-        slot = self.slots.pop(self._slot_of.pop(req_id, -1), None)
+        self._drop(self._slot_of.pop(req_id, -1))
+
+    def _drop(self, req_index: int) -> None:
+        slot = self.slots.pop(req_index, None)
         if slot is not None:
             slot.leave()
 

@@ -9,11 +9,17 @@ placeholder, which tells a denoising step from a prompt pass (canvas_width.py).
 A request is admitted when the KV cache has room for all of it, prompt and canvas, and takes it at
 once: so no running request ever has to give way to another. Requests that do not fit a step
 together go in the order in which they came (order.py).
+
+With asynchronous scheduling the next step is decided while the last one is computed. A step is the
+same rows whatever the last one decided, so for a request whose steps are known beforehand it is
+enough to count them; what an answer that ends early has computed too much is discarded. All other
+requests wait for each step's outcome.
 """
 
 from __future__ import annotations
 
 import secrets
+from collections import deque
 from dataclasses import replace
 from typing import Any, cast
 
@@ -35,6 +41,8 @@ from vllm_dynin.model_executor.plan_transport import attach
 from vllm_dynin.model_executor.reports import ReportBook
 from vllm_dynin.model_executor.row_layout import RowLayout, prompt_rows
 from vllm_dynin.planning import make_plan
+from vllm_dynin.sampling.decoder import Plan
+from vllm_dynin.sampling.fixed_steps import fixed_steps, has_fixed_steps
 from vllm_dynin.step_counts import pack
 
 
@@ -59,7 +67,11 @@ class MaskedDiffusionScheduler(Scheduler):
         # Rows of a second stream that never changes, and the requests for which it is computed.
         self._constant_rows: dict[str, int] = {}
         self._is_computed: set[str] = set()
-        self._num_asked: dict[str, int] = {}  # undecided slots of the step that is computed
+        # Undecided slots of the requests of each step that is computed now, the oldest one first.
+        self._asked: deque[dict[str, int]] = deque()
+        self._is_async = bool(self.scheduler_config.async_scheduling)
+        self._fixed_plans: dict[str, Plan] = {}  # of requests whose steps are known beforehand
+        self._num_left: dict[str, int] = {}  # of their steps, those that are not scheduled yet
         self._reports = ReportBook()
 
     def add_request(self, request: Request) -> None:
@@ -88,6 +100,8 @@ class MaskedDiffusionScheduler(Scheduler):
         ]
         self._num_slots[request.request_id] = canvas.num_slots
         self._num_streams[request.request_id] = 1 if canvas.unconditional is None else 2
+        if self._is_async and has_fixed_steps(plan):
+            self._fixed_plans[request.request_id] = plan
         if canvas.is_unconditional_constant:
             self._constant_rows[request.request_id] = layout.conditional_start
         self._order.enter(request.request_id, sum(region.num_steps for region in plan.options))
@@ -110,11 +124,13 @@ class MaskedDiffusionScheduler(Scheduler):
             undecided = self._num_undecided(request)
             skipped = self._skipped(request.request_id)
             num_rows = request.num_tokens + undecided - skipped
-            if num_rows > budget:
+            is_awaited = self._is_async and self._awaits_outcome(request)
+            if is_awaited or num_rows > budget:
                 # The base class would cut it to what is left. `current_step + 2` skips this step
                 # alone, because `schedule` advances the count before it looks.
                 request.next_decode_eligible_step = self.current_step + 2
-                self._reports.postpone(request.request_id)
+                if not is_awaited:
+                    self._reports.postpone(request.request_id)
                 continue
             budget -= num_rows
             request.num_computed_tokens = skipped
@@ -128,7 +144,8 @@ class MaskedDiffusionScheduler(Scheduler):
         for request_id in output.num_scheduled_tokens:
             self._reports.start(request_id)
         drafts = output.scheduled_spec_decode_tokens
-        self._num_asked = {request_id: len(slots) for request_id, slots in drafts.items()}
+        self._asked.append({request_id: len(slots) for request_id, slots in drafts.items()})
+        self._count_steps(output)
         for request_id in drafts:
             is_skipped = self._skipped(request_id) > 0
             num_streams = 1 if is_skipped else self._num_streams[request_id]
@@ -136,6 +153,22 @@ class MaskedDiffusionScheduler(Scheduler):
             self._is_computed.add(request_id)
             drafts[request_id] = [0]  # all that the workers need to know
         return output
+
+    def _awaits_outcome(self, request: Request) -> bool:
+        """Whether the next step of a request must not be decided before the last one's outcome."""
+        if request.request_id in self._fixed_plans:
+            return self._num_left[request.request_id] == 0  # the last step is being computed
+        return request.num_in_flight_tokens > 0
+
+    def _count_steps(self, output: SchedulerOutput) -> None:
+        """Count the steps of requests whose steps are known beforehand, from the prompt pass on."""
+        for request_id in self._fixed_plans.keys() & output.num_scheduled_tokens.keys():
+            if request_id in output.scheduled_spec_decode_tokens:
+                self._num_left[request_id] -= 1
+            else:
+                num_resumed = self.requests[request_id].num_output_tokens
+                steps = fixed_steps(self._fixed_plans[request_id], num_resumed)
+                self._num_left[request_id] = len(steps)
 
     def _allocate_whole(self, request: Request, *args: Any, **kwargs: Any) -> KVCacheBlocks | None:
         """KV blocks of a request: on admission those of its canvas too, or none at all.
@@ -160,10 +193,13 @@ class MaskedDiffusionScheduler(Scheduler):
     ) -> dict[int, EngineCoreOutputs]:
         """Send the report so far along with the tokens of a request that goes on."""
         drafts = scheduler_output.scheduled_spec_decode_tokens
-        for request_id, num_asked in self._num_asked.items():
+        for request_id, num_asked in self._asked.popleft().items():
             index = model_runner_output.req_id_to_index[request_id]
             decided = model_runner_output.sampled_token_ids
-            self._reports.decide(request_id, num_asked, len(decided[index]) if decided else 0)
+            request = self.requests.get(request_id)
+            if request is None or not request.num_stale_output_tokens:  # it was not preempted
+                num_decided = len(decided[index]) if decided else 0
+                self._reports.decide(request_id, num_asked, num_decided)
             drafts[request_id] = [0] * num_asked  # vLLM rewinds by those that were not decided
         updates = super().update_from_output(scheduler_output, model_runner_output)
         for update in updates.values():
@@ -199,6 +235,8 @@ class MaskedDiffusionScheduler(Scheduler):
         self._num_slots.pop(request.request_id, None)
         self._num_streams.pop(request.request_id, None)
         self._constant_rows.pop(request.request_id, None)
+        self._fixed_plans.pop(request.request_id, None)
+        self._num_left.pop(request.request_id, None)
         self._media.pop(request.request_id, None)
         kv_parameters, encoder_parameters = super()._free_request(request, *args, **kwargs)
         assert kv_parameters is None  # KV transfer is refused at start-up

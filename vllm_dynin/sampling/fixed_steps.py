@@ -9,8 +9,8 @@ are these, and tests compare the two.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 from vllm_dynin.canvas import Parity, Region
 from vllm_dynin.sampling.columns import Columns
@@ -48,8 +48,7 @@ class Rule:
     seed: int
 
 
-@dataclass(frozen=True, slots=True)
-class FixedStep:
+class FixedStep(NamedTuple):
     """One denoising step.
 
     Args:
@@ -116,7 +115,7 @@ def fixed_steps(plan: Plan, num_resumed: int = 0) -> list[FixedStep]:
         steps += _region_steps(index, region, options, is_masked[region.start : region.stop], done)
     # A block is final when its last step is through, and so is what was given behind it.
     ends = [step.start for step in steps[1:]] + [canvas.regions[last].stop]
-    return [replace(step, num_committed=end) for step, end in zip(steps, ends, strict=True)]
+    return [step._replace(num_committed=end) for step, end in zip(steps, ends, strict=True)]
 
 
 def _region_steps(
