@@ -30,7 +30,7 @@ def test_tokens_are_the_same(llm, cases, expected):
 
 def test_preempted_requests(llm, cases, expected):
     """In mid-air: what the step under way gives is dropped."""
-    with asynchronous(llm), preempting(llm, every=3, times=20) as preempted:
+    with preempting(llm, every=3, times=20) as preempted, asynchronous(llm):
         assert generate(llm, cases[:24]) == expected[:24]
     assert len(preempted) == 20
 

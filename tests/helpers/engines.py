@@ -159,9 +159,11 @@ def asynchronous(llm: LLM) -> Iterator[list[int]]:
     try:
         yield under_way
     finally:
+        while queue:  # what is under way belongs to this loop
+            core.step_fn()
         core.batch_queue, core.batch_queue_size, core.step_fn = None, 1, loop
         core.async_scheduling = scheduler._is_async = False
-        del scheduler.schedule
+        scheduler.schedule = schedule
 
 
 @contextmanager
