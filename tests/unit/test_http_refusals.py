@@ -19,6 +19,7 @@ from vllm.entrypoints.serve.utils.api_utils import validate_json_request
 
 from vllm_dynin.entrypoints.http import refusals
 from vllm_dynin.entrypoints.http.forms import FormRoute
+from vllm_dynin.entrypoints.http.images import GenerationBody
 from vllm_dynin.entrypoints.http.unsaid import NullsUnsaid
 
 
@@ -40,6 +41,10 @@ def http() -> TestClient:
 
     @app.post("/v1/json")
     async def of_json(body: _Body) -> str:
+        return body.prompt
+
+    @app.post("/v1/ours")
+    async def of_ours(body: GenerationBody) -> str:
         return body.prompt
 
     @app.post("/v1/vllm", dependencies=[Depends(validate_json_request)])
@@ -70,6 +75,7 @@ def http() -> TestClient:
 
 
 JSON = {"content-type": "application/json"}
+DEEP = b'{"prompt": ' + b"[" * 900 + b"]" * 900 + b"}"
 FORM_KIND = {"content-type": f"{refusals.FORM}; boundary=x"}
 FORM_OF = b'--x\r\nContent-Disposition: form-data; name="n"\r\n\r\n%s\r\n--x--\r\n'
 # Method, path, what is sent, status, field, start of the message.
@@ -89,6 +95,14 @@ WRONG: dict[str, tuple[str, str, dict[str, Any], int, str | None, str]] = {
     ),
     "too deep": (
         *("POST", "/v1/json", {"content": b"[" * 9999, "headers": JSON}, 400, None),
+        "the body is nested too deep",
+    ),
+    "deep, but read": (
+        *("POST", "/v1/ours", {"content": DEEP, "headers": JSON}, 400, None),
+        "the body is nested too deep",
+    ),
+    "deep, with a null": (
+        *("POST", "/v1/ours", {"content": b'{"n": null, ' + DEEP[1:], "headers": JSON}, 400, None),
         "the body is nested too deep",
     ),
     "a long number": (

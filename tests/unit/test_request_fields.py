@@ -11,12 +11,13 @@ import pytest
 
 pytest.importorskip("vllm", reason="the routes are part of the server")
 
+from fastapi.responses import Response
 from openai.types import image_edit_params, image_generate_params
 from openai.types.audio import speech_create_params, transcription_create_params
 from openai.types.chat import completion_create_params
 
 import vllm_dynin
-from vllm_dynin.entrypoints.http import chat, edits, fields, images, speech, transcriptions
+from vllm_dynin.entrypoints.http import chat, edits, fields, images, options, speech, transcriptions
 
 ROOT = Path(vllm_dynin.__file__).parents[1]
 
@@ -155,3 +156,22 @@ def test_every_field_may_be_null():
 )
 def test_languages(language, is_right):
     assert transcriptions.is_english(language) is is_right
+
+
+@pytest.mark.parametrize(
+    ("names", "header"),
+    [
+        (["store", "keywords[]"], "store, keywords[]"),
+        (["a\r\nSet-Cookie: x=1"], "a%0D%0ASet-Cookie%3A%20x%3D1"),
+        (["名", "🙂", "a,b"], "%E5%90%8D, %F0%9F%99%82, a%2Cb"),
+        (["a" * 10_000], "a" * 60),
+        ([f"f{i}" for i in range(25)], ", ".join(f"f{i}" for i in range(20)) + ", 5 more"),
+    ],
+    ids=["plain", "a line break", "no Latin", "long", "many"],
+)
+def test_names_of_ignored_fields_fit_a_header(names, header):
+    body = chat.ChatBody.model_validate({"messages": [], **dict.fromkeys(names, 1)})
+    body._ignored = tuple(names)
+    answer = Response()
+    options.noted(answer, body)
+    assert answer.headers["x-dynin-ignored"] == header

@@ -1,5 +1,7 @@
 """Every refusal of the package, on every route that can meet it: a 4xx with its own words."""
 
+import json
+
 import pytest
 from helpers.refusals import CASES
 
@@ -8,7 +10,9 @@ from vllm_dynin import generate
 
 def answered(http, ask):
     if ask.files is None:
-        return http.post(ask.path, json=ask.body)
+        # Not `json=`, which writes UTF-8: half a character has none.
+        body = json.dumps(ask.body)
+        return http.post(ask.path, content=body, headers={"content-type": "application/json"})
     return http.post(ask.path, data=ask.body, files=ask.files)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, ClassVar, Self
+from urllib.parse import quote
 
 import msgspec
 from fastapi.responses import Response
@@ -145,10 +146,19 @@ class Body(Said):
                 )
 
 
+_MAX_NOTED = 20
+"""Ignored fields that are named in the header."""
+
+
 def noted(answer: Response, body: Said) -> Response:
-    """An answer that says which fields of its request were ignored."""
+    """An answer that says which fields of its request were ignored.
+
+    Names are the client's: what a header cannot hold of them is written as in a URL.
+    """
     if body.ignored:
-        answer.headers[IGNORED_HEADER] = ", ".join(body.ignored)
+        names = [quote(name[:60], safe="[]") for name in body.ignored[:_MAX_NOTED]]
+        more = len(body.ignored) - len(names)
+        answer.headers[IGNORED_HEADER] = ", ".join([*names, *([f"{more} more"] if more else [])])
     return answer
 
 

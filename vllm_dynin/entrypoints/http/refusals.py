@@ -51,6 +51,7 @@ def attach(app: FastAPI) -> None:
         app.add_exception_handler(ValidationError, invalid)  # type: ignore[arg-type]
         app.add_exception_handler(HTTPException, refused)  # type: ignore[arg-type]
         app.add_exception_handler(AnyHTTPException, refused)  # type: ignore[arg-type]
+        app.add_exception_handler(RecursionError, nested)  # type: ignore[arg-type]
         app.user_middleware.insert(0, Middleware(OneShape))
         return build()
 
@@ -126,6 +127,11 @@ async def refused(request: HTTPRequest, error: AnyHTTPException) -> Response:
         detail = _unreadable(cause)
     content = error_body(sanitize_message(detail), status)
     return JSONResponse(content, status, error.headers)
+
+
+async def nested(request: HTTPRequest, error: RecursionError) -> Response:
+    """Answer a request whose body has more levels than can be walked through."""
+    return JSONResponse(error_body(_unreadable(error), 400), 400)
 
 
 def _no_route(request: HTTPRequest) -> str:
