@@ -12,19 +12,18 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
 from functools import cache
 from itertools import pairwise
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vllm_dynin.kernels.numba_loops import compiled
 from vllm_dynin.kernels.rows import (
     RowInputs,
     RowStatistics,
@@ -36,14 +35,6 @@ from vllm_dynin.kernels.step_table import Column, Proposal
 CHUNK = 1024
 """Columns worked on together; a multiple of 4, so that groups of draws are whole."""
 
-# Numba's own copy on disk, in __pycache__ or its cache folder, saves seconds at the next start.
-_EXACT: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy"}
-# FMA instructions, and sums in as many lanes as the processor has: neither changes what a row
-# yields from call to call. Not `reassoc` where exponentials are taken: it would undo the two steps
-# in which the argument is reduced.
-_FUSED = _EXACT | {"fastmath": {"contract"}}
-_SUMS = _EXACT | {"fastmath": {"contract", "reassoc", "nsz"}}
-
 _LOG2E = 1.4426950408889634
 _LN2_HIGH, _LN2_LOW = 6.93147180369123816490e-01, 1.90821492927058770002e-10
 _SHIFT = 6755399441055744.0  # 1.5 * 2**52: adding it rounds to a whole number
@@ -53,18 +44,11 @@ UNDECIDED = -1
 """As a column: the definition is to decide."""
 
 
-def _compiled(**options: Any) -> Callable[[Any], Any]:
-    def compiled(function: Any) -> Any:
-        try:
-            return numba.njit(**options)(function)
-        except RuntimeError:  # no folder to write to
-            return numba.njit(**options | {"cache": False})(function)
-
-    return compiled
-
-
+# FMA instructions, and sums in as many lanes as the processor has: neither changes what a row
+# yields from call to call. No `reassoc` where exponentials are taken: it would undo the two steps
+# in which the argument is reduced.
 # Short loops over few arrays: more arrays, and LLVM gives up proving that they do not overlap.
-@_compiled(**_FUSED)
+@compiled("contract")
 def _arguments(z: Any, first: int, size: int, top: float, scale: float, t: Any, n: Any) -> None:
     for i in range(size):
         t[i] = max((np.float64(z[first + i]) - top) * scale, -701.0)
@@ -72,7 +56,7 @@ def _arguments(z: Any, first: int, size: int, top: float, scale: float, t: Any, 
         n[i] = t[i] * _LOG2E + _SHIFT
 
 
-@_compiled(**_FUSED)
+@compiled("contract")
 def _mantissas(t: Any, n: Any, e: Any, size: int) -> None:
     for i in range(size):
         whole = n[i] - _SHIFT
@@ -92,13 +76,13 @@ def _mantissas(t: Any, n: Any, e: Any, size: int) -> None:
         e[i] = p * r * r + r + 1.0
 
 
-@_compiled(**_EXACT)
+@compiled()
 def _scale(bits: Any, powers: Any, size: int) -> None:
     for i in range(size):
         bits[i] += (powers[i] - _SHIFT_BITS) << 52
 
 
-@_compiled(**_EXACT)
+@compiled()
 def _exponentials(z: Any, first: int, stop: int, top: float, scale: float, scratch: Any) -> None:
     """scratch[0] = t = (z - top) * scale <= 0 and scratch[1] = exp(t), about 0 below -700."""
     t, e, n = scratch[0], scratch[1], scratch[2]
@@ -107,7 +91,7 @@ def _exponentials(z: Any, first: int, stop: int, top: float, scale: float, scrat
     _scale(e.view(np.int64), n.view(np.int64), stop - first)
 
 
-@_compiled(**_SUMS)
+@compiled("contract", "reassoc", "nsz")
 def _sums(t: Any, e: Any, size: int) -> tuple[float, float]:
     """Σ e and Σ t e."""
     total, weighted = 0.0, 0.0
@@ -117,13 +101,13 @@ def _sums(t: Any, e: Any, size: int) -> tuple[float, float]:
     return total, weighted
 
 
-@_compiled(**_EXACT)
+@compiled()
 def _ordered(bits: Any) -> Any:
     """The bits of a float32 as an integer that is ordered as the numbers are."""
     return bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF))
 
 
-@_compiled(**_EXACT)
+@compiled()
 def _largest(z: Any, tops: Any) -> tuple[Any, Any, Any]:
     """Column of the largest logit (ties: the lowest), the second largest, and whether all is well.
 
@@ -164,7 +148,7 @@ def _largest(z: Any, tops: Any) -> tuple[Any, Any, Any]:
     return column, np.float64(second_bits.view(np.float32)[0]), is_finite
 
 
-@_compiled(**_EXACT)
+@compiled()
 def _words(first: int, num_groups: int, key: Any, out: Any) -> None:
     """Philox words of columns 4 * first and following; key = (seed low, high, slot, step, place).
 
@@ -189,7 +173,7 @@ def _words(first: int, num_groups: int, key: Any, out: Any) -> None:
         out[0, i], out[1, i], out[2, i], out[3, i] = c0, c1, c2, c3
 
 
-@_compiled(**_FUSED)
+@compiled("contract")
 def _over(scratch: Any, words: Any, size: int, level: float, reverse: bool) -> float:
     """scratch[3] = weight - level * v, v a lower bound of the noise: below 0 a column cannot win.
 
@@ -217,12 +201,12 @@ def _over(scratch: Any, words: Any, size: int, level: float, reverse: bool) -> f
     return most
 
 
-@_compiled(**_EXACT)
+@compiled()
 def _uniform(words: Any, i: int) -> float:
     return (np.float64(np.int64(words[i & 3, i >> 2])) + 0.5) * 2.0**-32
 
 
-@_compiled(**_EXACT)
+@compiled()
 def _draw_gumbel(
     z: Any, most: int, temperature: float, key: Any, scratch: Any, words: Any
 ) -> tuple[int, float, float]:
@@ -269,7 +253,7 @@ def _draw_gumbel(
     return column, total, weighted
 
 
-@_compiled(**_EXACT)
+@compiled()
 def _draw_softmax(p: Any, key: Any, scratch: Any, words: Any) -> int:
     """The column that the definition of Proposal.SOFTMAX chooses, or UNDECIDED.
 
@@ -300,7 +284,7 @@ def _draw_softmax(p: Any, key: Any, scratch: Any, words: Any) -> int:
     return column if runner_up < best * (1.0 - 1e-6) and best > 1e-20 else UNDECIDED
 
 
-@_compiled(**_EXACT)
+@compiled()
 def _rows(
     z: Any,
     p: Any,
@@ -431,14 +415,15 @@ def _in_threads(place: tuple[Any, ...], column: NDArray[Any], out: NDArray[Any])
         return
     ends = [len(logits) * part // num_threads for part in range(num_threads + 1)]
     parts = list(pairwise(ends))
-    others = [_pool(os.getpid()).submit(_rows, *(*place, *part, column, out)) for part in parts[1:]]
-    _rows(*place, *parts[0], column, out)
+    jobs: list[tuple[Any, ...]] = [(*place, *part, column, out) for part in parts]
+    others = [_pool(os.getpid()).submit(_rows, *job) for job in jobs[1:]]
+    _rows(*jobs[0])
     for other in others:
         other.result()
 
 
 @cache
-def _pool(process: int) -> ThreadPoolExecutor:
+def _pool(process: int) -> Any:
     """Threads of this process: those of the one that it was forked from are not in it."""
     return ThreadPoolExecutor(thread_name_prefix="row-statistics")
 

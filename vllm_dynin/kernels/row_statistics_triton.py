@@ -21,6 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from vllm_dynin.kernels.philox_device import draw, tile
 from vllm_dynin.kernels.rows import PARTIAL_WORDS, RowInputs, RowStatistics
 from vllm_dynin.kernels.step_table import Column, Guidance, Proposal
 
@@ -42,59 +43,19 @@ _INF = tl.constexpr(float("inf"))
 
 # Triton's own `tl.max` and the like are not interpreted where Triton was imported before
 # TRITON_INTERPRET was set; `tl.reduce` is.
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _max(x):  # type: ignore[no-untyped-def]
     return tl.reduce(x, None, tl.standard._elementwise_max)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _min(x):  # type: ignore[no-untyped-def]
     return tl.reduce(x, None, tl.standard._elementwise_min)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _sum(x):  # type: ignore[no-untyped-def]
     return tl.reduce(x, None, tl.standard._sum_combine)
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def _words(c0, seed, slot, step, place):  # type: ignore[no-untyped-def]
-    """Philox4x32-10 of uint64 counters below 2**32."""
-    zero = c0 * 0
-    c1 = zero + (slot & 0xFFFFFFFF).to(tl.uint64)
-    c2 = zero + (step & 0xFFFFFFFF).to(tl.uint64)
-    c3 = zero + (place & 0xFFFFFFFF).to(tl.uint64)
-    k0 = zero + (seed & 0xFFFFFFFF).to(tl.uint64)
-    k1 = zero + ((seed >> 32) & 0xFFFFFFFF).to(tl.uint64)
-    for _ in tl.static_range(10):
-        p0 = c0 * 0xD2511F53
-        p1 = c2 * 0xCD9E8D57
-        c0 = (p1 >> 32) ^ c1 ^ k0
-        c1 = p1 & 0xFFFFFFFF
-        c2 = (p0 >> 32) ^ c3 ^ k1
-        c3 = p0 & 0xFFFFFFFF
-        k0 = (k0 + 0x9E3779B9) & 0xFFFFFFFF
-        k1 = (k1 + 0xBB67AE85) & 0xFFFFFFFF
-    return c0, c1, c2, c3
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def _tile(first, group, seed, slot, step, place):  # type: ignore[no-untyped-def]
-    """The words of groups of four columns, int64 [G, 4]; `first` is a multiple of four."""
-    c0, c1, c2, c3 = _words((first // 4 + group).to(tl.uint64), seed, slot, step, place)
-    word = tl.arange(0, 4)[None, :]
-    low = tl.where(word == 0, c0[:, None], c1[:, None])
-    high = tl.where(word == 2, c2[:, None], c3[:, None])
-    return tl.where(word < 2, low, high).to(tl.int64)
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def _draw(column, seed, slot, step, place):  # type: ignore[no-untyped-def]
-    """The word of single columns, int64."""
-    c0, c1, c2, c3 = _words((column >> 2).to(tl.uint64), seed, slot, step, place)
-    word = column & 3
-    found = tl.where(word == 0, c0, tl.where(word == 1, c1, tl.where(word == 2, c2, c3)))
-    return found.to(tl.int64)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -142,7 +103,7 @@ def _load(  # type: ignore[no-untyped-def]
     return tl.where(is_inside, z, -_INF)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _log_noise(word, is_softmax):  # type: ignore[no-untyped-def]
     """ln(-ln u), in SOFTMAX ln(-ln(1 - u)), in float32; word int64."""
     u = (word.to(tl.float32) + 0.5) * 2.3283064365386963e-10
@@ -153,7 +114,7 @@ def _log_noise(word, is_softmax):  # type: ignore[no-untyped-def]
     return tl.log(tl.where(small < 0.01, series, -tl.log(large)))
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _exact_score(z, top, temperature, word, is_softmax):  # type: ignore[no-untyped-def]
     """The definition's score in float64; `top` is read in SOFTMAX."""
     u = (word.to(tl.float64) + 0.5) * 2.3283064365386962890625e-10
@@ -280,7 +241,7 @@ def partials_kernel(  # type: ignore[no-untyped-def]
             most = tl.where(moves, z, most)
 
             if DRAWS and is_drawn:
-                word = _tile(first_column + start, group, seed, slot, step, place)
+                word = tile(first_column + start, group, seed, slot, step, place)
                 score = z - soft * _log_noise(word, is_softmax)
                 score = tl.where(z == -_INF, -_INF, score)
                 moves = score > best
@@ -336,7 +297,7 @@ def partials_kernel(  # type: ignore[no-untyped-def]
                         GUIDED,
                         FORBIDDEN,
                     )
-                    word = _tile(first_column + start, few, seed, slot, step, place)
+                    word = tile(first_column + start, few, seed, slot, step, place)
                     score = _exact_score(z, anchor64, temperature, word, is_softmax)
                     score = tl.where(is_inside & (score == score), score, -1.0)
                     top64 = _max(score)
@@ -435,7 +396,7 @@ def merge_kernel(  # type: ignore[no-untyped-def]
     is_here = is_part & (column >= 0)
     score = value.to(tl.float64)
     if (mode == _GUMBEL) | is_softmax:
-        word = _draw(
+        word = draw(
             tl.where(is_here, column, 0),
             tl.load(numbers + _SEED),
             tl.load(slot_ptr + row),
@@ -544,7 +505,8 @@ def merge_partials_triton(parts_PR4: Tensor, rows: RowInputs) -> RowStatistics:
     flags = torch.empty(num_rows, dtype=torch.int32, device=device)
     if num_rows:
         _merge(parts_PR4, rows, column=column, numbers=numbers, flags=flags)
-    return RowStatistics(column, *numbers, flags)
+    probability, logsumexp, margin, entropy = numbers
+    return RowStatistics(column, probability, logsumexp, margin, entropy, flags)
 
 
 def row_statistics_triton(rows: RowInputs) -> RowStatistics:

@@ -9,6 +9,7 @@ from collections.abc import Collection
 
 from torch import Tensor
 
+from vllm_dynin.kernels.choice import Implementation, chosen
 from vllm_dynin.kernels.step_table import Ranking, Rule
 from vllm_dynin.kernels.unmask_rules import (
     ALL_RANKINGS,
@@ -26,7 +27,7 @@ def unmask(
     canvases: Canvases,
     table_BC: Tensor,
     candidates: Candidates,
-    following: NextRows,
+    following: NextRows | None,
     *,
     width: int,
     rules: Collection[Rule] = ALL_RULES,
@@ -47,23 +48,32 @@ def unmask(
         canvases: written.
         table_BC: int64, the step table; not modified. No two rows own the same canvas.
         candidates: rows of this step.
-        following: written.
+        following: written; None where nobody reads it.
         width: W, at least as many slots as any window of this step or the next has, at most N.
         rules: the rules that occur, where the host knows them; spares the definition work.
         rankings: the rankings that occur.
         revokes: whether any request revokes.
 
+    Raises:
+        ValueError: DYNIN_KERNELS asks for what this device cannot run.
+
     Source: LLaDA `generate.py` (SCHEDULE), `mask_by_random_topk` of Dynin-Omni (REMASK), Fast-dLLM
     arXiv 2505.22618 (THRESHOLD, FACTOR), arXiv 2606.02955 (FRECHET), arXiv 2505.24857 (ENTROPY),
     WINO arXiv 2507.18578 (revoking).
     """
-    unmask_ref(
-        canvases,
-        table_BC,
-        candidates,
-        following,
-        width=width,
-        rules=rules,
-        rankings=rankings,
-        revokes=revokes,
-    )
+    everything = (canvases, table_BC, candidates, following)
+    match chosen(table_BC.device):
+        case Implementation.NUMBA:
+            from vllm_dynin.kernels.unmask_cpu import unmask_cpu
+
+            unmask_cpu(*everything, width=width, rankings=rankings)
+        case Implementation.TRITON:
+            from vllm_dynin.kernels.unmask_triton import unmask_triton
+
+            unmask_triton(*everything, width=width)
+        case Implementation.CUDA:
+            from vllm_dynin.kernels.unmask_cuda import unmask_cuda
+
+            unmask_cuda(*everything, width=width)
+        case Implementation.TORCH:
+            unmask_ref(*everything, width=width, rules=rules, rankings=rankings, revokes=revokes)

@@ -106,7 +106,7 @@ def unmask_ref(
     canvases: Canvases,
     table_BC: Tensor,
     candidates: Candidates,
-    following: NextRows,
+    following: NextRows | None,
     *,
     width: int,
     rules: Collection[Rule] = ALL_RULES,
@@ -124,7 +124,7 @@ def unmask_ref(
     row_BW = row_BW.clamp(min=0)
     is_open_BW = has_row_BW & (state_BW == SlotState.MASKED)
     confidence_BW = _spread(candidates.confidence_R, row_BW)
-    order_BW = _order(table_BC, candidates, row_BW, is_open_BW, window.slots_BW, rankings)
+    order_BW = _order(table_BC, candidates, row_BW, is_open_BW, rankings)
     num_open_B = is_open_BW.sum(1)
     num_kept_B = _num_kept(table_BC, candidates, row_BW, order_BW, is_open_BW, rules)
     is_remask_B = whole(table_BC, Column.RULE) == Rule.REMASK
@@ -141,14 +141,16 @@ def unmask_ref(
         mask_B1 = whole(table_BC, Column.MASK_ID)[:, None].to(ids_BW.dtype)
         ids_BW = torch.where(is_revoked_BW, mask_B1, ids_BW)
         state_BW = torch.where(is_revoked_BW, int(SlotState.MASKED), state_BW)
-        following.num_revoked_B.copy_(is_revoked_BW.sum(1))
-    else:
+        if following is not None:
+            following.num_revoked_B.copy_(is_revoked_BW.sum(1))
+    elif following is not None:
         following.num_revoked_B.zero_()
     state_BW = torch.where(is_decided_BW, int(SlotState.DECIDED), state_BW)
     window.write(canvases.ids_SN, ids_BW)
     window.write(canvases.state_SN, state_BW)
+    if following is None:
+        return
     following.num_decided_B.copy_(num_kept_B)
-
     num_masked_B = ((state_BW == SlotState.MASKED) & window.is_inside_BW).sum(1)
     following.num_masked_B.copy_(num_masked_B)
     _write_following(canvases, table_BC, following, width, num_masked_B == 0)
@@ -203,20 +205,10 @@ def _order(
     candidates: Candidates,
     row_BW: Tensor,
     is_open_BW: Tensor,
-    slots_BW: Tensor,
     rankings: Collection[Ranking],
 ) -> Tensor:
     """int64 [B, W]: slots of the window, open ones first, best first (REMASK: worst first)."""
-    ranking_B1 = whole(table_BC, Column.RANKING)[:, None]
-    score_R = candidates.confidence_R if candidates.score_R is None else candidates.score_R
-    score_BW = _spread(score_R, row_BW)
-    if {Ranking.RANDOM, Ranking.NOISE} & set(rankings):
-        uniform_BW = _ranking_draws(table_BC, slots_BW)
-        score_BW = torch.where(ranking_B1 == Ranking.RANDOM, uniform_BW, score_BW)
-        confidence_BW = _spread(candidates.confidence_R, row_BW)
-        scale_B1 = real(table_BC, Column.NOISE_SCALE)[:, None].float()
-        noisy_BW = noisy_scores(confidence_BW.float(), scale_B1, uniform_BW).double()
-        score_BW = torch.where(ranking_B1 == Ranking.NOISE, noisy_BW, score_BW)
+    score_BW = _spread(row_scores(table_BC, candidates, rankings), row_BW)
     is_remask_B1 = (whole(table_BC, Column.RULE) == Rule.REMASK)[:, None]
     score_BW = torch.where(is_remask_B1, -score_BW, score_BW)
     score_BW = score_BW.masked_fill(~is_open_BW, -torch.inf)
@@ -250,17 +242,26 @@ def as_rand(uniform: Tensor, dtype: torch.dtype) -> Tensor:
     return uniform.to(dtype)
 
 
-def _ranking_draws(table_BC: Tensor, slots_BW: Tensor) -> Tensor:
-    """float64 [B, W] in (0, 1): one draw a slot."""
-    width = slots_BW.shape[1]
-    key = [
-        whole(table_BC, column)[:, None].expand(-1, width).reshape(-1)
-        for column in (Column.SEED, Column.STEP, Column.PLACE)
-    ]
-    draws = philox_uniform_rows(
-        slots_BW.flatten(), 0, 1, seeds_R=key[0], steps_R=key[1], places_R=key[2] | RANKING_PLACE
-    )
-    return draws.view(slots_BW.shape)
+def row_scores(table_BC: Tensor, candidates: Candidates, rankings: Collection[Ranking]) -> Tensor:
+    """float64 [R]: what the slots are ranked by."""
+    confidence_R = candidates.confidence_R
+    score_R = confidence_R if candidates.score_R is None else candidates.score_R
+    if not {Ranking.RANDOM, Ranking.NOISE} & set(rankings):
+        return score_R
+    of_R = candidates.request_R.clamp(min=0)
+    uniform_R = philox_uniform_rows(
+        candidates.slot_R,
+        0,
+        1,
+        seeds_R=whole(table_BC, Column.SEED)[of_R],
+        steps_R=whole(table_BC, Column.STEP)[of_R],
+        places_R=whole(table_BC, Column.PLACE)[of_R] | RANKING_PLACE,
+    )[:, 0]
+    ranking_R = whole(table_BC, Column.RANKING)[of_R]
+    score_R = torch.where(ranking_R == Ranking.RANDOM, uniform_R, score_R)
+    scale_R = real(table_BC, Column.NOISE_SCALE)[of_R].float()
+    noisy_R = noisy_scores(confidence_R.float(), scale_R, uniform_R).double()
+    return torch.where(ranking_R == Ranking.NOISE, noisy_R, score_R)
 
 
 def _num_kept(
