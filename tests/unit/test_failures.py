@@ -21,7 +21,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from vllm.entrypoints.serve.exception_handling.register import init_exception_handler
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
-from vllm_dynin.entrypoints.http import failures
+from vllm_dynin.entrypoints.http import failures, operating
 from vllm_dynin.entrypoints.http.events import first_of, refused_in_time, sse
 
 
@@ -204,3 +204,18 @@ def test_half_a_file_does_not_pass_for_a_whole_one(client):
 def test_ids_that_cannot_be_used(client, given):
     name = client.get("/good", headers={"X-Request-Id": given}).headers["x-request-id"]
     assert name != given and len(name) == 32
+
+
+@pytest.mark.parametrize(("error", "is_shown"), [(EngineDeadError(), False), (KeyError(), True)])
+def test_an_orderly_end_is_no_failure(caplog, error, is_shown):
+    """What vLLM's reader of outputs logs when the engine is gone that it reads from."""
+    vllm_logger = logging.getLogger("vllm.test_failures")
+    vllm_logger.addFilter(operating._is_no_orderly_end)
+    with caplog.at_level(logging.ERROR, logger=vllm_logger.name):
+        vllm_logger.propagate = True
+        logging.getLogger("vllm").propagate, before = True, logging.getLogger("vllm").propagate
+        vllm_logger.error("output_handler failed", exc_info=error)
+        vllm_logger.error("something else")
+        logging.getLogger("vllm").propagate = before
+    shown = [record.getMessage() for record in caplog.records]
+    assert shown == (["output_handler failed"] if is_shown else []) + ["something else"]

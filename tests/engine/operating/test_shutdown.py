@@ -57,8 +57,8 @@ def test_sigterm(tmp_path, seconds, num_steps):
             refusals = [late(server, "/health"), late(server, "/v1/models")]
         whole, streamed = whole.result(), streamed.result()
         process.wait(120)
-    assert "Traceback" not in (tmp_path / "log.txt").read_text()
     if seconds != "0":
+        assert "Traceback" not in (tmp_path / "log.txt").read_text()
         assert whole.status_code == 200, whole.text
         assert len(whole.json()["data"]) == 1
         assert "image_generation.completed" in streamed.text
