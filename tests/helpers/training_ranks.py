@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from helpers.training_runs import record, small_context, small_model, small_trainer
+from helpers.training_runs import plain, record, small_context, small_model, small_trainer
 from vllm_dynin.canvas import Task
 from vllm_dynin.training_ext.data import TooManyBad
 from vllm_dynin.training_ext.trainer import TrainConfig, Trainer
@@ -54,7 +54,7 @@ def one_run(folder: Path, mode: str) -> Trainer:
     reports = []
     path = None
     for report in trainer.steps():
-        reports.append({k: v for k, v in report.scalars().items() if k != "seconds"})
+        reports.append(plain(report.scalars()))
         if mode == "fsdp2" and report.step == 2:
             path = trainer.save(folder / mode)
     # Nobody but DDP itself keeps the copies of the ranks equal, so every rank tells its own.
@@ -71,7 +71,7 @@ def one_run(folder: Path, mode: str) -> Trainer:
         resumed = {name: whole(w.detach()).clone() for name, w in again.model.named_parameters()}
         assert again.average is not None
         save_file(resumed, folder / f"{mode}-resumed-{trainer.parallel.rank}.safetensors")
-        assert [{k: v for k, v in r.items() if k != "seconds"} for r in rest] == reports[2:]
+        assert [plain(r) for r in rest] == reports[2:]
     values = {"reports": reports, "num_local": local, "config": asdict(config)}
     (folder / f"{mode}-{trainer.parallel.rank}.json").write_text(json.dumps(values))
     return trainer

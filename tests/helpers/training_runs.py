@@ -29,6 +29,15 @@ DIRECTIONS = (
 )
 
 
+CLOCKS = {"seconds", "data_seconds", "positions_per_second", "peak_gib"}
+"""What a report says of the machine and not of the run."""
+
+
+def plain(scalars):
+    """A report without them."""
+    return {name: value for name, value in scalars.items() if name not in CLOCKS}
+
+
 def small_config(layers: int = 2) -> LLaDAConfig:
     """An omnimodal model of a hundred thousand weights with short text blocks."""
     config = tiny_config(DyninOmniConfig, num_heads=1, layers=layers)

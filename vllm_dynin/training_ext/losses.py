@@ -24,17 +24,16 @@ from torch import Tensor
 from vllm_dynin.canvas import Task
 from vllm_dynin.config import LLaDAConfig
 from vllm_dynin.processors.templates import IGNORE
-from vllm_dynin.reference.backbone import Columns, LLaDA
-from vllm_dynin.sampling.columns import Columns as ColumnRanges
+from vllm_dynin.reference.backbone import LLaDA
 from vllm_dynin.training_ext.attention import seen
 from vllm_dynin.training_ext.collate import Batch
 from vllm_dynin.training_ext.directions import DirectionObjective, IdRanges
+from vllm_dynin.training_ext.head_loss import MAX_LOGITS, HeadRows, head_losses
 from vllm_dynin.training_ext.objective import (
     Masked,
     Noise,
     answer_lengths,
     class_labels,
-    cross_entropy,
     denominator,
     draw_noise,
     mask_by_schedule,
@@ -212,13 +211,6 @@ def add_totals(parts: Iterable[Mapping[Task, int]]) -> dict[Task, int]:
     return totals
 
 
-def head_columns(columns: IdRanges, device: torch.device) -> Columns:
-    """Columns as the model's head takes them: one range costs nothing, several copy their rows."""
-    if len(columns) == 1:
-        return range(*columns[0])
-    return ColumnRanges(columns).ids(device)
-
-
 def weighted_sum(losses_N: Tensor, noised: Noised, objective: DirectionObjective) -> Tensor:
     """Scalar: the positions' losses by their weights, not yet divided; with the guard if any."""
     summed = (losses_N * noised.weights_N).sum()
@@ -238,6 +230,7 @@ def losses_of(
     *,
     hidden: Mapping[Task, Tensor] | None = None,
     weights: Mapping[Task, float] | None = None,
+    max_logits: int = MAX_LOGITS,
 ) -> Losses:
     """Run the model on each direction's batch; the head sees the N positions and C columns only.
 
@@ -254,6 +247,7 @@ def losses_of(
         hidden: final hidden states [N, D] of each direction where they were computed together
             (packed rows); None runs each direction's batch.
         weights: of each direction, beside its coefficient; None is 1.
+        max_logits: alive at once, see `head_loss`.
 
     Raises:
         ValueError: there is no batch.
@@ -262,33 +256,38 @@ def losses_of(
         raise ValueError("no batch of any direction; give at least one")
     device = model.head_weight.device
     totals = denominators(noised) if totals is None else totals
+    parts = {task: given.to(device) for task, given in noised.items()}
+    rows = [
+        HeadRows(
+            hidden_ND=_hidden(model, part) if hidden is None else hidden[task],
+            labels_N=part.labels_N,
+            columns=part.columns,
+            is_float32=_objective(objectives, task).is_float32,
+        )
+        for task, part in parts.items()
+    ]
     terms: list[Tensor] = []
     per_task: dict[Task, Tensor] = {}
     nll: dict[Task, Tensor] = {}
-    for task, given in noised.items():
-        objective, part = _objective(objectives, task), given.to(device)
-        columns = head_columns(part.columns, device)
-        if hidden is not None:
-            logits_NC = model.head(hidden[task], columns)
-        else:
-            logits_NC = model(
-                part.ids_BT,
-                positions_BT=part.positions_BT,
-                attend=part.is_visible_BT if part.bias_BTT is None else part.bias_BTT,
-                rows=part.has_loss_BT,
-                columns=columns,
-            )
-        losses_N = cross_entropy(logits_NC, part.labels_N, is_float32=objective.is_float32)
+    found = head_losses(model.head_weight, rows, max_logits)
+    for (task, part), losses_N in zip(parts.items(), found, strict=True):
+        objective = _objective(objectives, task)
         loss = weighted_sum(losses_N, part, objective) / max(1, totals[task])
         weight = 1.0 if weights is None else weights[task]
         terms.append(objective.coefficient * weight * loss)
-        per_task[task], nll[task] = loss.detach(), losses_N.detach().float()
+        per_task[task], nll[task] = loss.detach(), losses_N.detach()
     return Losses(
         total=torch.stack(terms).sum(),
         per_task=per_task,
         nll=nll,
         num_supervised={task: len(part.labels_N) for task, part in noised.items()},
     )
+
+
+def _hidden(model: LLaDA, part: Noised) -> Tensor:
+    """Final hidden states [N, D] of a direction's positions with a loss."""
+    attend = part.is_visible_BT if part.bias_BTT is None else part.bias_BTT
+    return model.hidden(part.ids_BT, part.positions_BT, attend)[part.has_loss_BT]
 
 
 def mixed_loss(

@@ -4,9 +4,9 @@ Pure functions over tensors. A direction (text to text, image to text, …) pick
 the columns of its softmax and a normalisation; the trainer adds nothing of its own. Which
 positions are targets and which carry a label is decided by `processors.templates.build_sample`.
 
-A loss is written as `sum(weight · cross_entropy)` with a weight per position: one head call on the
-labelled masked positions of a mixed batch then serves every direction, and no logits are computed
-anywhere else.
+A loss is written as `sum(weight · cross_entropy)` with a weight per position: one head call
+(`head_loss`) on the labelled masked positions of a mixed batch then serves every direction, and no
+logits are computed anywhere else.
 
 Shape suffixes: B rows, T positions, N chosen positions, C columns of the softmax.
 
@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from vllm_dynin.processors.templates import IGNORE
@@ -304,16 +303,3 @@ def class_labels(labels: Tensor, classes: Sequence[tuple[int, int]]) -> Tensor:
         found = torch.where(is_inside, labels - first + offset, found)
         offset += stop - first
     return found
-
-
-def cross_entropy(logits_NC: Tensor, labels_N: Tensor, *, is_float32: bool = True) -> Tensor:
-    """Cross-entropy of each position [N]; 0 where `IGNORE`.
-
-    Args:
-        logits_NC: floating.
-        labels_N: int64 column of each position, or `IGNORE`.
-        is_float32: compute it in float32; else in the dtype of the logits, as the released code
-            does for most directions.
-    """
-    logits_NC = logits_NC.float() if is_float32 else logits_NC
-    return F.cross_entropy(logits_NC, labels_N, ignore_index=IGNORE, reduction="none")

@@ -1,13 +1,16 @@
 """A run in a folder: its log, its validation, going on after a cut, and what it leaves to serve."""
 
 import json
+import os
+import shutil
+import signal
 from dataclasses import replace
 from itertools import islice
 
 import pytest
 import torch
 from helpers.tiny_tokenizer import make_tokenizer
-from helpers.training_runs import record, small_context, small_model, small_trainer
+from helpers.training_runs import plain, record, small_context, small_model, small_trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoTokenizer
 
@@ -18,7 +21,7 @@ from vllm_dynin.training_ext.data import TooManyBad
 from vllm_dynin.training_ext.trainer import TrainConfig
 from vllm_dynin.training_ext.trainer.export import Companions
 from vllm_dynin.training_ext.trainer.feed import DataFailed
-from vllm_dynin.training_ext.trainer.run import RunOptions, run
+from vllm_dynin.training_ext.trainer.run import RunOptions, Stopped, run
 from vllm_dynin.training_ext.trainer.validation import GRID, Validator
 
 TASKS = (Task.TEXT_TO_TEXT, Task.TEXT_TO_IMAGE, Task.TEXT_TO_SPEECH)
@@ -32,9 +35,7 @@ def config(**changes):
 def lines(folder):
     """The log without wall clocks."""
     text = (folder / "log.jsonl").read_text().splitlines()
-    return [
-        {key: value for key, value in json.loads(line).items() if key != "seconds"} for line in text
-    ]
+    return [plain(json.loads(line)) for line in text]
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +103,8 @@ def test_a_run_that_was_cut_off_has_the_log_and_weights_of_one_that_was_not(tmp_
 
     with pytest.raises(CutError):
         run(small_trainer(config(), tasks=TASKS), tmp_path / "cut", options, on_step=cut)
+    # An error leaves a checkpoint, SIGKILL none.
+    shutil.rmtree(tmp_path / "cut" / "checkpoints" / "step-00000003")
     with (tmp_path / "cut" / "log.jsonl").open("a") as file:
         file.write('{"step": 4, "lo')  # killed in the middle of a line
     again = small_trainer(config(), tasks=TASKS, seed=5)
@@ -111,6 +114,35 @@ def test_a_run_that_was_cut_off_has_the_log_and_weights_of_one_that_was_not(tmp_
     assert lines(tmp_path / "cut") == lines(tmp_path / "whole")
     for weight, other in zip(whole.model.parameters(), again.model.parameters(), strict=True):
         assert torch.equal(weight, other)
+
+
+def test_sigterm_ends_a_run_behind_its_step_with_a_checkpoint(tmp_path):
+    """What a scheduler sends before it takes the machine away."""
+    before = signal.getsignal(signal.SIGTERM)
+
+    def end(report):
+        if report.step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    options = RunOptions(save_every=100, log_every=1)
+    with pytest.raises(Stopped, match="saved at step 3 of 6, to be resumed"):
+        run(small_trainer(config(), tasks=TASKS), tmp_path, options, on_step=end)
+    assert signal.getsignal(signal.SIGTERM) is before
+    again = small_trainer(config(), tasks=TASKS, seed=5)
+    run(again, tmp_path, options, is_resumed=True)
+    whole = small_trainer(config(), tasks=TASKS)
+    list(whole.steps())
+    for weight, other in zip(whole.model.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(weight, other)
+
+
+def test_the_log_has_speed_time_for_data_and_memory(tmp_path):
+    run(small_trainer(config(num_steps=1), tasks=TASKS), tmp_path, RunOptions(log_every=1))
+    (line,) = [json.loads(text) for text in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert 0 < line["data_seconds"] < line["seconds"]
+    rate = line["num_positions"] / line["seconds"]
+    assert line["positions_per_second"] == pytest.approx(rate)
+    assert 0.1 < line["peak_gib"] < 100
 
 
 @pytest.mark.parametrize("why", ["data", "loss"])

@@ -82,6 +82,13 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, FloatingPointError) as error:
         print(f"vllm-dynin train: {error}", file=sys.stderr)
         return 1
+    except RuntimeError as error:
+        from vllm_dynin.training_ext.trainer.run import Stopped
+
+        if not isinstance(error, Stopped):
+            raise
+        print(f"vllm-dynin train: {error} with --resume", file=sys.stderr)
+        return 143  # as a process that SIGTERM ends
     return 0
 
 
@@ -177,4 +184,10 @@ def _stage(options: argparse.Namespace) -> StageConfig:
 
 def _progress(report: StepReport) -> str:
     tasks = " ".join(f"{task} {part.loss:.3g}" for task, part in report.tasks.items())
-    return f"loss {report.loss:.3f} ({tasks})"
+    speed = report.num_positions / max(report.seconds, 1e-9)
+    data = report.data_seconds / max(report.seconds, 1e-9)
+    memory = report.peak_bytes / 2**30
+    return (
+        f"loss {report.loss:.3f} ({tasks}), {speed:,.0f} positions/s, data {data:.0%}, "
+        f"{memory:.1f} GiB"
+    )

@@ -296,7 +296,13 @@ def load(
     return state.step
 
 
-_HARMLESS = ("num_micro_batches", "is_activation_checkpointed", "is_packed", "sharding")
+_HARMLESS = (
+    "num_micro_batches",
+    "is_activation_checkpointed",
+    "is_packed",
+    "sharding",
+    "max_logits",
+)
 """Settings that change how a step is computed, and not what comes out of it."""
 
 

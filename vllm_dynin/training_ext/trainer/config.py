@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from vllm_dynin.training_ext.head_loss import MAX_LOGITS
+
 Precision = Literal["fp32", "bf16"]
 """What the forward and backward passes compute in. Weights and optimiser state stay float32."""
 
@@ -41,6 +43,8 @@ class TrainConfig:
         is_activation_checkpointed: recompute each block's activations in the backward pass.
         is_packed: put the rows of all directions behind each other, without padding, in one pass
             with attention within each row; otherwise each direction is a pass of its own.
+        max_logits: logits alive at once; the rows with a loss go through the head in chunks of so
+            many, and are computed again in the backward pass.
         ema_decay: keep a moving average of the weights with this decay a step; None keeps none.
 
     Raises:
@@ -63,6 +67,7 @@ class TrainConfig:
     sharding: Sharding = "none"
     is_activation_checkpointed: bool = False
     is_packed: bool = False
+    max_logits: int = MAX_LOGITS
     ema_decay: float | None = None
 
     def __post_init__(self) -> None:
@@ -74,6 +79,7 @@ class TrainConfig:
             ("weight_decay", self.weight_decay >= 0, "0 or more"),
             ("max_grad_norm", self.max_grad_norm > 0, "above 0"),
             ("num_micro_batches", self.num_micro_batches >= 1, "at least 1"),
+            ("max_logits", self.max_logits >= 1, "at least 1"),
             ("precision", self.precision in ("fp32", "bf16"), "fp32 or bf16"),
             ("sharding", self.sharding in ("none", "fsdp2"), "none or fsdp2"),
             ("ema_decay", self.ema_decay is None or 0 < self.ema_decay < 1, "between 0 and 1"),

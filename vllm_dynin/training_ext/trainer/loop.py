@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from vllm_dynin.training_ext.trainer.feed import Feed, MicroBatch
 from vllm_dynin.training_ext.trainer.optimiser import MovingAverage
 from vllm_dynin.training_ext.trainer.packing import packed_hidden
 from vllm_dynin.training_ext.trainer.parallel import Parallel, checkpoint_activations
-from vllm_dynin.training_ext.trainer.report import StepReport, Tally
+from vllm_dynin.training_ext.trainer.report import StepReport, Tally, peak_bytes
 
 Objectives = Mapping[Task, DirectionObjective]
 
@@ -46,7 +47,7 @@ class TrainModule(nn.Module):
         super().__init__()
         self.model = model
         self._objectives = objectives
-        self._is_packed = config.is_packed
+        self._is_packed, self._max_logits = config.is_packed, config.max_logits
         # FSDP2 and DeepSpeed cast by themselves.
         self._is_autocast = config.precision == "bf16" and config.sharding == "none"
 
@@ -61,7 +62,13 @@ class TrainModule(nn.Module):
         with torch.autocast(device, torch.bfloat16, enabled=self._is_autocast):
             hidden = packed_hidden(self.model, noised) if self._is_packed else None
             return losses_of(
-                self.model, noised, self._objectives, totals, hidden=hidden, weights=weights
+                self.model,
+                noised,
+                self._objectives,
+                totals,
+                hidden=hidden,
+                weights=weights,
+                max_logits=self._max_logits,
             )
 
 
@@ -98,6 +105,8 @@ class Trainer:
         self.parallel = parallel or Parallel(config)
         self.identity = identity or {}
         self.step = 0
+        self.is_updating = False  # weights are those of no step while it is
+        self.is_stopping = False  # a signal sets it; the report of the step in progress says so
         self._feed_state: dict[str, Any] | None = None  # where an unfinished step began
         self.objectives = objectives
         module = TrainModule(model, objectives, config)
@@ -128,6 +137,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         micro = self.feed.next_step()
+        data_seconds = time.perf_counter() - started
         noised = self._noise(micro)
         totals = self.parallel.sum_tasks(noised)
         weights = row_weights(micro[0].num_rows) if self.config.weigh_by_rows else None
@@ -139,16 +149,26 @@ class Trainer:
             tally.add(part, losses)
         norm = self.parallel.clip(self.model)
         report = tally.report(
-            self.parallel, step=self.step + 1, grad_norm=norm, learning_rate=learning_rate
+            self.parallel,
+            step=self.step + 1,
+            grad_norm=norm,
+            learning_rate=learning_rate,
+            is_stopped=self.is_stopping,
         )
         _check_finite(report, is_norm_known=not self.parallel.is_deepspeed)
+        self.is_updating = True
         self.optimizer.step()
-        self._feed_state = None
         self.optimizer.zero_grad(set_to_none=True)
         if self.average is not None:
             self.average.update(self.model)
         self.step += 1
-        return report.with_seconds(time.perf_counter() - started)
+        self._feed_state, self.is_updating = None, False
+        return replace(
+            report,
+            seconds=time.perf_counter() - started,
+            data_seconds=data_seconds,
+            peak_bytes=peak_bytes(),
+        )
 
     def _noise(self, micro: Sequence[MicroBatch]) -> list[dict[Task, Noised]]:
         if len(micro) != self.config.num_micro_batches:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,10 @@ class StepReport:
         num_supervised: positions the loss looked at.
         num_positions: positions that went through the model over all ranks; padding included,
             unless rows are packed.
-        seconds: wall clock since the step before.
+        seconds: wall clock of the step.
+        data_seconds: of these, spent on getting and laying out its rows, on this process.
+        peak_bytes: most memory this process has had in tensors on its GPU, or resident without one.
+        is_stopped: some process was asked to end; the run is saved and ends after this step.
         tasks: the same for each direction.
     """
 
@@ -68,11 +72,10 @@ class StepReport:
     num_supervised: int
     num_positions: int = 0
     seconds: float = 0.0
+    data_seconds: float = 0.0
+    peak_bytes: int = 0
+    is_stopped: bool = False
     tasks: Mapping[Task, TaskReport] = field(default_factory=dict)
-
-    def with_seconds(self, seconds: float) -> StepReport:
-        """The same with the step's wall clock."""
-        return replace(self, seconds=seconds)
 
     def scalars(self) -> dict[str, float]:
         """Flat names and numbers, as they are logged."""
@@ -83,6 +86,9 @@ class StepReport:
             "num_supervised": self.num_supervised,
             "num_positions": self.num_positions,
             "seconds": self.seconds,
+            "data_seconds": self.data_seconds,
+            "positions_per_second": self.num_positions / self.seconds if self.seconds else 0.0,
+            "peak_gib": self.peak_bytes / 2**30,
         }
         for task, report in self.tasks.items():
             values[f"loss/{task}"] = report.loss
@@ -184,9 +190,23 @@ class Tally:
             self._num_positions += count
 
     def report(
-        self, parallel: Parallel, *, step: int, grad_norm: float, learning_rate: float
+        self,
+        parallel: Parallel,
+        *,
+        step: int,
+        grad_norm: float,
+        learning_rate: float,
+        is_stopped: bool = False,
     ) -> StepReport:
-        """Sum over ranks and put together; every rank gets the same."""
+        """Sum over ranks and put together; every rank gets the same.
+
+        Args:
+            parallel: the processes.
+            step: counted from 1.
+            grad_norm: of the step.
+            learning_rate: of the step.
+            is_stopped: this process was asked to end: the report says so on every rank.
+        """
         table = torch.zeros((len(TASKS), 2 * _BUCKETS + 4), dtype=torch.double)
         for task, part, loss, nll_N in self._parts:
             row = table[TASKS.index(task)]
@@ -199,9 +219,9 @@ class Tally:
             row[-3] += is_end_N.sum()
             row[-2] += nll_N[is_end_N].sum()
             row[-1] = 1
-        positions = torch.tensor([float(self._num_positions)], dtype=torch.double)
-        flat = parallel.sum_over_ranks(torch.cat((table.flatten(), positions)))
-        table = flat[:-1].view_as(table)
+        others = torch.tensor([self._num_positions, is_stopped], dtype=torch.double)
+        flat = parallel.sum_over_ranks(torch.cat((table.flatten(), others)))
+        table = flat[:-2].view_as(table)
         tasks, total, supervised = {}, 0.0, 0
         for task, row in zip(TASKS, table.tolist(), strict=True):
             if not row[-1]:
@@ -224,6 +244,14 @@ class Tally:
             grad_norm=grad_norm,
             learning_rate=learning_rate,
             num_supervised=supervised,
-            num_positions=int(flat[-1]),
+            num_positions=int(flat[-2]),
+            is_stopped=bool(flat[-1]),
             tasks=tasks,
         )
+
+
+def peak_bytes() -> int:
+    """Most memory this process has had: in tensors on its GPU, or resident where it has none."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # KiB on Linux

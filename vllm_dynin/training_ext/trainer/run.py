@@ -10,9 +10,13 @@ run/
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from vllm_dynin.training_ext.trainer import checkpoints
@@ -90,6 +94,9 @@ def run(
         ValueError: the folder holds a run and this one is not resumed, or it cannot be resumed.
         DataFailed: the data ended the run, which was saved before.
         FloatingPointError: likewise, the loss or its gradient was not finite.
+        Stopped: the run was asked to end by SIGTERM, and saved.
+
+        One process saves at any other error too, unless it struck in the middle of an update.
     """
     kept = folder / "checkpoints"
     _begin(trainer, folder, is_resumed=is_resumed)
@@ -100,23 +107,35 @@ def run(
     last = trainer.config.num_steps
 
     def save() -> None:
-        trainer.save(kept, tokenizer=companions, keep=options.keep)
+        if trainer.step and not _is_saved(kept, trainer.step):
+            trainer.save(kept, tokenizer=companions, keep=options.keep)
+            logger.info("saved at step %d", trainer.step)
 
     try:
-        for report in trainer.steps():
-            is_last = report.step == last
-            if log is not None and (is_last or report.step % options.log_every == 0):
-                log.write(report.step, {**report.scalars(), **extra()})
-            every = options.validate_every
-            if validator is not None and (is_last or (every and report.step % every == 0)):
-                _validate(trainer, validator, report.step, log)
-            if is_last or report.step % options.save_every == 0:
-                save()
-            on_step(report)
+        with _stopping(trainer):
+            for report in trainer.steps():
+                is_last = report.step == last
+                if log is not None and (is_last or report.step % options.log_every == 0):
+                    log.write(report.step, {**report.scalars(), **extra()})
+                every = options.validate_every
+                if validator is not None and (is_last or (every and report.step % every == 0)):
+                    _validate(trainer, validator, report.step, log)
+                if is_last or report.is_stopped or report.step % options.save_every == 0:
+                    trainer.save(kept, tokenizer=companions, keep=options.keep)
+                on_step(report)
+                if report.is_stopped and not is_last:
+                    raise Stopped(
+                        f"asked to end; saved at step {report.step} of {last}, to be resumed"
+                    )
+    except Stopped:
+        raise
     except (DataFailed, FloatingPointError):  # every rank is here, with whole weights
-        if trainer.step and not _is_saved(kept, trainer.step):
+        save()
+        raise
+    except BaseException:
+        # The others may be in the middle of a step, and a checkpoint takes all of them.
+        if trainer.parallel.world_size == 1 and not trainer.is_updating:
             save()
-            logger.info("saved at step %d before the run ends", trainer.step)
         raise
     finally:
         if log is not None:
@@ -128,6 +147,30 @@ def run(
         export(source / name, final, replace=True)
     trainer.parallel.barrier()
     return final
+
+
+class Stopped(RuntimeError):
+    """The run was asked to end (SIGTERM), and was saved."""
+
+
+@contextmanager
+def _stopping(trainer: Trainer) -> Iterator[None]:
+    """SIGTERM ends the run behind the step in progress, on every rank, with a checkpoint.
+
+    What a scheduler sends before it takes a machine away. Signals reach the main thread only.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        trainer.is_stopping = True
+
+    before = signal.signal(signal.SIGTERM, ask)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _is_saved(kept: Path, step: int) -> bool:
