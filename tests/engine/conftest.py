@@ -29,7 +29,8 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
     tasks = asyncio.all_tasks(loop)  # vLLM leaves its readers waiting
     for task in tasks:
         task.cancel()
-    loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+    if tasks:  # an empty gather would belong to no loop
+        loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
     loop.close()
 
 
