@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,13 @@ import torch
 from tqdm import tqdm
 
 from vllm_dynin.reference.backbone import load_reference
+from vllm_dynin.training_ext import small_text
 from vllm_dynin.training_ext.tiny import card as omni_card
 from vllm_dynin.training_ext.tiny import recipe as omni
+from vllm_dynin.training_ext.tiny_long import card as long_card
+from vllm_dynin.training_ext.tiny_long import evaluate as long_evaluate
+from vllm_dynin.training_ext.tiny_long import recipe as long
+from vllm_dynin.training_ext.tiny_long import tasks as long_tasks
 from vllm_dynin.training_ext.tiny_text import card, evaluate, recipe, tasks
 from vllm_dynin.training_ext.trainer import StepReport
 
@@ -22,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a recipe; the exit status is 2 for a bad argument."""
     parser = argparse.ArgumentParser(prog="python -m vllm_dynin.training_ext", description=__doc__)
     recipes = parser.add_subparsers(dest="recipe", required=True)
-    for add in (_add_tiny_text, _add_dynin_tiny):
+    for add in (_add_tiny_text, _add_tiny_long, _add_dynin_tiny):
         command = add(recipes)
         command.add_argument("--out", type=Path, required=True, help="folder to write; new")
         command.add_argument("--seed", type=int, default=0, help="default 0")
@@ -46,6 +51,18 @@ def _add_tiny_text(recipes: Any) -> argparse.ArgumentParser:
     return command
 
 
+def _add_tiny_long(recipes: Any) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = recipes.add_parser(
+        "tiny-long", help="answers of 32 to 96 tokens that depend on each other; minutes on a core"
+    )
+    command.add_argument("--steps", type=int, default=long.tiny_long().train.num_steps)
+    command.add_argument(
+        "--per-task", type=int, default=20, help="held-out questions of each task at the end"
+    )
+    command.set_defaults(run=_tiny_long)
+    return command
+
+
 def _add_dynin_tiny(recipes: Any) -> argparse.ArgumentParser:
     command: argparse.ArgumentParser = recipes.add_parser(
         "dynin-tiny", help="all seven directions, through all stages; a quarter of an hour"
@@ -65,17 +82,11 @@ def _add_dynin_tiny(recipes: Any) -> argparse.ArgumentParser:
 
 
 def _tiny_text(options: argparse.Namespace) -> None:
-    if options.out.exists():  # before minutes of training, not after
-        raise ValueError(f"{options.out} exists; choose another folder or remove it")
+    _check_new(options.out)
     plan = recipe.tiny_text(seed=options.seed, num_steps=options.steps)
     with _bar(options.steps) as bar:
-
-        def show(report: StepReport) -> None:
-            bar.set_postfix_str(f"loss {report.loss:.3f}", refresh=False)
-            bar.update()
-
-        model, tokenizer, seconds = recipe.run(plan, show)
-    recipe.save(options.out, model, tokenizer)
+        model, tokenizer, seconds = recipe.run(plan, _shown_on(bar))
+    small_text.save(options.out, model, tokenizer)
     model = load_reference(options.out, torch.float32)  # what is measured is what was written
     examples = tasks.held_out_examples(seed=1, per_kind=options.per_kind)
     score = evaluate.evaluate(model, tokenizer, examples, max_tokens=16)
@@ -84,6 +95,35 @@ def _tiny_text(options: argparse.Namespace) -> None:
         f"{options.out}: {score.num_right} of {score.num_examples} held-out prompts right to the "
         f"letter; {seconds:.0f} s of processor time"
     )
+
+
+def _tiny_long(options: argparse.Namespace) -> None:
+    _check_new(options.out)
+    plan = long.tiny_long(seed=options.seed, num_steps=options.steps)
+    with _bar(options.steps) as bar:
+        model, tokenizer, seconds = long.run(plan, _shown_on(bar))
+    small_text.save(options.out, model, tokenizer)
+    model = load_reference(options.out, torch.float32)  # what is measured is what was written
+    questions = long_tasks.held_out(seed=1, per_task=options.per_task)
+    answers = long_evaluate.evaluate(model, tokenizer, questions)
+    long_card.write_card(options.out, plan, tokenizer, answers, 1, seconds)
+    print(
+        f"{options.out}: {sum(one.is_right for one in answers)} of {len(answers)} held-out "
+        f"questions right to the letter; {seconds:.0f} s of processor time"
+    )
+
+
+def _check_new(folder: Path) -> None:
+    if folder.exists():  # before minutes of training, not after
+        raise ValueError(f"{folder} exists; choose another folder or remove it")
+
+
+def _shown_on(bar: Any) -> Callable[[StepReport], None]:
+    def show(report: StepReport) -> None:
+        bar.set_postfix_str(f"loss {report.loss:.3f}", refresh=False)
+        bar.update()
+
+    return show
 
 
 def _dynin_tiny(options: argparse.Namespace) -> None:

@@ -15,8 +15,8 @@ from vllm_dynin.processors.text_tokenizer import check_tokenizer, control_string
 from vllm_dynin.processors.train_tokenizer import train_tokenizer
 from vllm_dynin.reference.backbone import load_reference
 from vllm_dynin.sampling.params import DenoiseParams
+from vllm_dynin.training_ext.small_text import encode_prompt
 from vllm_dynin.training_ext.tiny_text.evaluate import evaluate
-from vllm_dynin.training_ext.tiny_text.recipe import encode_prompt
 from vllm_dynin.training_ext.tiny_text.tasks import (
     OPERATIONS,
     WORDS,

@@ -11,7 +11,8 @@ from vllm_dynin.reference.backbone import LLaDA
 from vllm_dynin.training_ext.collate import collate
 from vllm_dynin.training_ext.initialise import initialise
 from vllm_dynin.training_ext.losses import mixed_loss
-from vllm_dynin.training_ext.tiny_text.recipe import batch_at, objectives, run, tiny_text
+from vllm_dynin.training_ext.small_text import objectives
+from vllm_dynin.training_ext.tiny_text.recipe import batch_at, run, tiny_text
 from vllm_dynin.training_ext.trainer import FunctionFeed, TrainConfig, train, warmup_cosine
 from vllm_dynin.training_ext.trainer.optimiser import make_optimizer
 from vllm_dynin.training_ext.trainer.parallel import Parallel

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from vllm_dynin.training_ext.stages import StageConfig
     from vllm_dynin.training_ext.trainer import StepReport
 
-TINY = ("tiny-text", "dynin-tiny")
+TINY = ("tiny-text", "tiny-long", "dynin-tiny")
 """Recipes that need neither a checkpoint nor data; their options are their own."""
 
 

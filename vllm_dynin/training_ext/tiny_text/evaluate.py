@@ -8,11 +8,9 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerFast
 
-from vllm_dynin.planning import PlanRequest, StandardOptions, make_plan
 from vllm_dynin.reference.backbone import LLaDA
-from vllm_dynin.reference.driver import run_plan
 from vllm_dynin.sampling.params import DenoiseParams
-from vllm_dynin.training_ext.tiny_text.recipe import encode_prompt
+from vllm_dynin.training_ext.small_text import answer
 from vllm_dynin.training_ext.tiny_text.tasks import Example
 
 
@@ -36,27 +34,6 @@ class Score:
     def exact_match(self) -> float:
         """Share of right answers."""
         return self.num_right / self.num_examples
-
-
-def answer(
-    model: LLaDA,
-    tokenizer: PreTrainedTokenizerFast,
-    example: Example,
-    *,
-    max_tokens: int,
-    options: DenoiseParams | None = None,
-) -> str:
-    """Decode one answer greedily with the reference driver; the text up to the first EOS."""
-    request = PlanRequest(
-        prompt_ids=tuple(encode_prompt(example, tokenizer)),
-        standard=StandardOptions(max_tokens=max_tokens),
-        options=options or DenoiseParams(),
-    )
-    for decoder in run_plan(model, make_plan(request, model.config)):
-        ids = decoder.ids.tolist()
-    eos = model.config.vocabulary.eos
-    end = ids.index(eos) if eos in ids else len(ids)
-    return str(tokenizer.decode(ids[:end], skip_special_tokens=True))
 
 
 def evaluate(

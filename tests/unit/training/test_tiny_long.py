@@ -1,0 +1,200 @@
+"""The small text model with long answers: tasks, split, recipe, shipped copy, benchmark."""
+
+import importlib.util
+import random
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+import vllm_dynin
+from vllm_dynin.checkpoint import load_config
+from vllm_dynin.kernels.step_table import Rule
+from vllm_dynin.planning import make_plan
+from vllm_dynin.processors.text_tokenizer import check_tokenizer
+from vllm_dynin.processors.train_tokenizer import train_tokenizer
+from vllm_dynin.reference.backbone import load_reference
+from vllm_dynin.sampling.params import DenoiseParams
+from vllm_dynin.training_ext.__main__ import main
+from vllm_dynin.training_ext.small_text import answer, as_request, encode_prompt
+from vllm_dynin.training_ext.tiny_long.evaluate import evaluate, share_right
+from vllm_dynin.training_ext.tiny_long.recipe import batch_at, tiny_long
+from vllm_dynin.training_ext.tiny_long.tasks import (
+    SONGS,
+    TASKS,
+    WORDS,
+    held_out,
+    is_held_out,
+    number_words,
+    question,
+    tokenizer_texts,
+)
+
+SHIPPED = Path(vllm_dynin.__file__).parent / "assets" / "tiny-long"
+NUMBERS = {number_words(number): number for number in range(100)}
+
+
+def solve(asked):
+    """The answer once more, from the words of the question alone."""
+    words = asked.messages[-1]["content"].replace(",", " ,").split()
+    if asked.task == "sort":
+        records = sorted(" ".join(words[3:]).split(" , "))
+        return f"sorted {', '.join(records)}"
+    if asked.task == "sum":
+        columns = [part.split() for part in " ".join(words[3:]).split(" , ")]
+        a, b = (int("".join(column[i] for column in reversed(columns))) for i in (1, 2))
+        lines, carry = [], 0
+        for power, (name, x, y) in enumerate(columns):
+            digit = (a + b) // 10**power % 10
+            after = (int(x) + int(y) + carry - digit) // 10
+            lines.append(f"{name} {x} {y} {carry} = {digit} carry {after}")
+            carry = after
+        total = str(a + b).zfill(len(columns) + 1)
+        names = [column[0] for column in reversed(columns)]
+        said = " ".join(f"{n} {d}" for n, d in zip(names, total[1:], strict=True))
+        return f"column {', '.join(lines)} so {total[0]} {said}"
+    if asked.task == "count":
+        text = " ".join(words)
+        first, last = text.split(" from ")[1].split(" by ")[0].split(" to ")
+        step = NUMBERS[text.split(" by ")[1]] * (1 if "up" in words else -1)
+        stop = NUMBERS[last] + step
+        return f"count {', '.join(map(number_words, range(NUMBERS[first], stop, step)))}"
+    if asked.task == "follow":
+        links = dict(link.split() for link in " ".join(words[5:]).split(" , "))
+        at, chain = words[4].strip(":"), []
+        while at is not None:
+            chain.append(at)
+            at = links.get(at)
+        return f"from {' to '.join(chain)}"
+    name, instead, said, left_out = words[1], words[4], words[6], words[-1]
+    song = [word for word in SONGS[name].split() if word != left_out]
+    return f"song {' '.join(instead if word == said else word for word in song)}"
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer(tokenizer_texts(), tiny_long().num_pieces)
+
+
+def test_answers_are_right_and_long(tokenizer):
+    questions = list(held_out(seed=3, per_task=30))
+    assert [asked.task for asked in questions] == [task for task in TASKS for _ in range(30)]
+    assert questions == list(held_out(seed=3, per_task=30))
+    assert questions != list(held_out(seed=4, per_task=30))
+    for asked in questions:
+        assert solve(asked) == asked.answer, asked
+        tokens = tokenizer.encode(asked.answer)
+        assert 32 <= len(tokens) <= 95, asked  # and EOS
+        assert tokenizer.decode(tokens) == asked.answer
+        pieces = asked.answer.replace(",", " ,").split()
+        assert len(tokens) == len(pieces), asked  # a word, a digit, a comma: one token each
+    for word in (*WORDS, *NUMBERS, *"0123456789"):
+        assert len(tokenizer.encode(f" {word}")) == len(word.split())
+
+
+def test_tokens_depend_on_those_before_them():
+    """What follows is not fixed by where it stands: chains, carries, and where a number begins."""
+    rng = random.Random(5)
+    for _ in range(20):
+        chain = question(rng, "follow", 40, is_for_training=True).answer.split(" to ")
+        assert len(set(chain)) == len(chain)  # so no word says where in the chain it stands
+    drawn = [question(rng, "sum", 80, is_for_training=True).answer for _ in range(300)]
+    carries = [text.split(" so ")[0].replace(",", "").split()[8::8] for text in drawn]
+    after = {
+        carry: [b for row in carries for a, b in pairwise(row) if a == carry] for carry in (0, 1)
+    }
+    assert all({0, 1} == set(found) for found in after.values())
+    lengths = {
+        len(line.split())
+        for _ in range(40)
+        for line in question(rng, "count", 60, is_for_training=True).answer.split(", ")[1:]
+    }
+    assert lengths == {1, 2}  # where a number stands depends on those before it
+
+
+def test_training_never_sees_a_held_out_question():
+    recipe = tiny_long()
+    rng = random.Random(0)
+    trained = {
+        question(rng, TASKS[number % 5], rng.randint(6, 80), is_for_training=True).key
+        for number in range(4000)
+    }
+    held = {asked.key for asked in held_out(0, 60)}
+    assert len(held) > 250 and not trained & held
+    assert all(map(is_held_out, held)) and not any(map(is_held_out, trained))
+    for task in TASKS:
+        keys = {f"{task} {number}" for number in range(2000)}
+        assert 0.08 < sum(map(is_held_out, keys)) / len(keys) < 0.12
+    assert recipe.train.seed == 0
+
+
+def test_batches_hold_trained_questions_that_grow(tokenizer):
+    """What a step is trained on, read back from its ids: no held-out question is among it."""
+    recipe = tiny_long(num_steps=100)
+    config = load_config(SHIPPED)
+    early, late = (batch_at(recipe, config, tokenizer, step) for step in (0, 99))
+    assert torch.equal(early.ids_BT, batch_at(recipe, config, tokenizer, 0).ids_BT)
+    assert early.shape[1] < late.shape[1]
+    held = {asked.messages[-1]["content"] for asked in held_out(0, 200)}
+    for row in late.ids_BT:
+        text = tokenizer.decode(row[row < config.vocabulary.num_text_pieces])
+        assert "assistant" in text and not any(content in text for content in held)
+
+
+def test_command_writes_a_checkpoint(tmp_path, capsys):
+    out = tmp_path / "model"
+    command = ["tiny-long", "--out", str(out), "--steps", "2", "--per-task", "1"]
+    assert main(command) == 0
+    assert "of 5 held-out questions right" in capsys.readouterr().out
+    card = (out / "README.md").read_text()
+    assert "Exact match on 5 held-out questions" in card and "--steps 2" in card
+    check_tokenizer(AutoTokenizer.from_pretrained(out), load_config(out).vocabulary)
+    with pytest.raises(SystemExit, match="2"):
+        main(command)
+    assert "exists; choose another folder" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    torch.set_num_threads(1)
+    return load_reference(SHIPPED, torch.float32), AutoTokenizer.from_pretrained(SHIPPED)
+
+
+def test_shipped_model_answers_unseen_questions(shipped):
+    answers = evaluate(*shipped, held_out(seed=7, per_task=3))
+    for task in TASKS:
+        assert share_right(answers, task) >= 2 / 3, [one for one in answers if not one.is_right]
+    assert share_right(answers) >= 0.85, [one for one in answers if not one.is_right]
+
+
+def test_shipped_files_are_what_they_say(shipped):
+    _, tokenizer = shipped
+    asked = next(held_out(seed=7, per_task=1))
+    served = tokenizer.apply_chat_template(
+        list(asked.messages), add_generation_prompt=True, return_dict=False
+    )
+    assert served == encode_prompt(asked, tokenizer)
+    assert sum(file.stat().st_size for file in SHIPPED.iterdir()) < 4_000_000
+    assert f"--steps {tiny_long().train.num_steps}`" in (SHIPPED / "README.md").read_text()
+
+
+def test_rules_are_measured_on_what_the_reference_decodes(shipped):
+    """One token a step is the reference driver's answer; a rule needs fewer forwards."""
+    path = Path(__file__).parents[3] / "benchmarks" / "unmask_rules.py"
+    spec = importlib.util.spec_from_file_location("unmask_rules", path)
+    rules = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(rules)
+    model, tokenizer = shipped
+    eos = model.config.vocabulary.eos
+    questions = list(held_out(seed=8, per_task=1))
+    plans = [make_plan(as_request(one, tokenizer, 96), model.config) for one in questions]
+    exact = rules.decode(model, plans, rules.Setting(Rule.SCHEDULE, 1), block=16)
+    for asked, found in zip(questions, exact, strict=True):
+        text = tokenizer.decode(found.ids[: found.ids.index(eos)])
+        options = DenoiseParams(block_length=16)
+        assert text == answer(model, tokenizer, asked, max_tokens=96, options=options)
+        assert found.forwards == -(-(found.ids.index(eos) + 1) // 16) * 16
+    fast = rules.decode(model, plans, rules.Setting(Rule.THRESHOLD, 0.9), block=16)
+    assert sum(one.forwards for one in fast) < sum(one.forwards for one in exact) / 1.5
