@@ -8,6 +8,7 @@ By chance they meet late; here they start as that, and training does the rest.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -42,7 +43,7 @@ def start_as_lookups(
     """
     generator = torch.Generator().manual_seed(seed)
     size = model.config.head_dim
-    first, second = model.model.transformer.blocks[:2]
+    first, second = (cast(Block, block) for block in model.model.transformer.blocks[:2])
     shared = _even_embeddings(model)
     unit = shared / shared.norm()
     value = _orthonormal(size, model.config.d_model, generator)

@@ -111,3 +111,16 @@ def test_grouped_heads_pack_in_the_model():
     packed = model.hidden(ids, positions, RowAttention((4, 5)))
     alone = torch.cat((model.hidden(ids[:, :4]), model.hidden(ids[:, 4:])), dim=1)
     assert torch.allclose(packed, alone, atol=1e-5)
+
+
+def test_on_a_cpu_bfloat16_rows_attend_in_float32():
+    """The same numbers as in float32, rounded; under autocast too, which would cast them again."""
+    torch.manual_seed(0)
+    rows = [torch.randn(23, 4, 8).bfloat16().requires_grad_() for _ in range(3)]
+    expected = attend_by_runs(*(x.float() for x in rows), (9, 14))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = best_op("cpu", torch.bfloat16)(*rows, (9, 14))
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found, expected.bfloat16())
+    found.float().square().sum().backward()
+    assert all(x.grad is not None and x.grad.isfinite().all() for x in rows)

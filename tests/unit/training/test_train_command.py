@@ -172,8 +172,11 @@ def test_amounts_are_settings_of_the_stage(omni, data, tmp_path, capsys):
     assert "debug trains t2t, for which the data name no source" in capsys.readouterr().err
 
 
-def test_tiny_recipes_keep_their_own_options(capsys):
+@pytest.mark.parametrize(
+    ("recipe", "option"), [("tiny-text", "--per-kind"), ("tiny-long", "--per-task")]
+)
+def test_tiny_recipes_keep_their_own_options(capsys, recipe, option):
     with pytest.raises(SystemExit) as stopped:
-        main(["train", "tiny-text", "--help"])
+        main(["train", recipe, "--help"])
     assert stopped.value.code == 0
-    assert "--per-kind" in capsys.readouterr().out
+    assert option in capsys.readouterr().out

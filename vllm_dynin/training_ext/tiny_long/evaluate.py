@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from vllm_dynin.reference.backbone import LLaDA, load_reference
 from vllm_dynin.sampling.params import DenoiseParams
@@ -82,7 +82,7 @@ def main() -> None:
     started = time.process_time()
     answers = evaluate(
         load_reference(given.checkpoint, torch.float32),
-        AutoTokenizer.from_pretrained(given.checkpoint),
+        PreTrainedTokenizerFast.from_pretrained(given.checkpoint),
         held_out(given.seed, given.per_task, tuple(given.tasks)),
         max_tokens=given.canvas,
         options=DenoiseParams(block_length=given.block, steps=given.steps),

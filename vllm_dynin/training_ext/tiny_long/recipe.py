@@ -50,7 +50,7 @@ class TinyLong(SmallText):
     long_filler: int = 48
 
 
-def tiny_long(*, seed: int = 0, num_steps: int = 3200) -> TinyLong:
+def tiny_long(*, seed: int = 0, num_steps: int = 2800) -> TinyLong:
     """The recipe of the shipped checkpoint."""
     return TinyLong(
         train=TrainConfig(
@@ -61,6 +61,8 @@ def tiny_long(*, seed: int = 0, num_steps: int = 3200) -> TinyLong:
             weight_decay=0.01,
             betas=(0.9, 0.98),
             is_stratified=True,
+            precision="bf16",  # with packing (attention in float32) 1.6 times as fast as float32
+            is_packed=True,
         )
     )
 

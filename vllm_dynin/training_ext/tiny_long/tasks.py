@@ -232,7 +232,7 @@ def question(rng: random.Random, task: Task, num_tokens: int, *, is_for_training
             return drawn
 
 
-MIN_ANSWER, MAX_ANSWER = 34, 72
+MIN_ANSWER, MAX_ANSWER = 34, 60
 """Lengths asked for at evaluation; with lead-in and bounds answers have 32 to 96 tokens."""
 
 
