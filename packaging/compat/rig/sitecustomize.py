@@ -1,13 +1,46 @@
 """Python imports this file at its start; where DYNIN_RIG=1, vLLM's compiled parts are replaced.
 
-Not in the workers that decode media: they know nothing of vLLM, there is one for each file, and
-importing it takes seconds.
+When vLLM is first imported, and not before: most processes that a server starts (decoders of media,
+compilers, trackers) never do, and importing it takes seconds.
 """
 
+import importlib.machinery
 import os
 import sys
+from importlib.abc import MetaPathFinder
 
-if os.environ.get("DYNIN_RIG") == "1" and not any(
-    argument.startswith("vllm_dynin.processors.codecs.") for argument in sys.orig_argv
-):
-    import vllm_on_cpu  # noqa: F401
+ENVIRONMENT = {
+    "VLLM_NO_USAGE_STATS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_SIM_MULTI_NUMA": "1",  # else each data-parallel engine wants a memory node of its own
+}
+
+
+class _WithRig(MetaPathFinder):
+    """Finds `vllm` where the wheel without its compiled parts lies, and completes it."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name != "vllm":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.machinery.PathFinder.find_spec(name)
+        run = spec.loader.exec_module
+
+        def exec_module(module) -> None:
+            import plain_ops  # noqa: F401 - registers operations, before vLLM looks for them
+
+            run(module)
+            import vllm_on_cpu  # noqa: F401
+
+        spec.loader.exec_module = exec_module
+        return spec
+
+
+if os.environ.get("DYNIN_RIG") == "1":
+    for key, value in ENVIRONMENT.items():
+        os.environ.setdefault(key, value)
+    os.environ |= {"CUDA_VISIBLE_DEVICES": "", "TRITON_INTERPRET": "1"}
+    sys.path.insert(0, os.environ["DYNIN_RIG_SITE"])
+    sys.meta_path.insert(0, _WithRig())
