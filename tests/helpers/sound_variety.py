@@ -1,8 +1,8 @@
 """Some three hundred recordings of the same words, each in another form: name → how it is made.
 
-The names say what is special; `WORDS` is what is said in each. `COARSE` are forms that keep too
-little of the sound for `dynin-tiny` (eight bits, the bandwidth of a telephone). `BROKEN` are files
-in which nothing is said, with what their refusal says.
+The names say what is special; `WORDS` is what is said in each. `COARSE` are forms that keep less of
+the sound (eight bits, the bandwidth of a telephone); the words are told from them all the same.
+`BROKEN` are files in which nothing is said, with what their refusal says.
 """
 
 from __future__ import annotations

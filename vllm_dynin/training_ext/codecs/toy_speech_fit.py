@@ -4,7 +4,8 @@
     python -m vllm_dynin.training_ext.codecs.toy_speech_fit DIRECTORY
 
 flite says for each sentence where its phones lie, which gives labels for the classifier and the
-stretches over which a unit's trajectory is averaged. Takes about a minute on one core.
+stretches over which a unit's trajectory is averaged. The classifier is fitted on the speech as it
+is, then taught to hear it in rough forms (`toy_speech_harden`).
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ from vllm_dynin.processors.codecs.toy_speech import (
 )
 from vllm_dynin.processors.codecs.toy_vocoder import HOP, SAMPLE_RATE
 from vllm_dynin.training_ext.codecs.toy_speech_corpus import corpus
+from vllm_dynin.training_ext.codecs.toy_speech_harden import harden
 
 SPEAKING_VOICE = "rms"  # both judges understand it best (docs/codecs-speech.md)
 LISTENING_VOICES = ("slt", "slt", "rms", "awb", "kal16")  # slt counts twice: demos speak with it
@@ -284,6 +286,7 @@ def fit(*, num_jobs: int = 1, epochs: int = 10) -> tuple[ToySpeech, list[Utteran
     labels = {id(u): frame_labels(codec.config, u) for u in spoken}
     heard = [u for voice in LISTENING_VOICES for u in spoken if u.voice == voice]
     fit_classifier(codec, heard, [labels[id(u)] for u in heard], epochs=epochs)
+    harden(codec, [u.waveform for u in heard])
     fit_states(codec, [labels[id(u)] for u in heard])
     own = [u for u in spoken if u.voice == SPEAKING_VOICE]
     return fit_voice(own, [labels[id(u)] for u in own], codec), spoken
