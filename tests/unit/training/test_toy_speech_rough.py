@@ -64,7 +64,7 @@ def test_what_is_shown_is_what_the_codec_sees(codec, sentence):
     assert torch.equal(wanted, also_wanted)
     torch.testing.assert_close(wanted, toy.classify(clean).exp(), rtol=1e-2, atol=1e-3)
     silence, pause = shown.frames(torch.arange(2 * number, len(shown)))
-    assert not silence.any() and pause[:, 0].min() > 0.5
+    assert silence.abs().max() < 1 and pause[:, 0].min() > 0.5
 
 
 def test_only_the_classifier_is_taught(codec):
