@@ -40,6 +40,10 @@ COMMANDS = {
         "vllm_dynin.entrypoints.commands.merge",
         "average a backbone with its stage-1 descendant",
     ),
+    "merge-adapter": (
+        "vllm_dynin.entrypoints.commands.merge_adapter",
+        "add a LoRA adapter (PEFT's format) to the matrices of a checkpoint",
+    ),
     "extend-vocab": (
         "vllm_dynin.entrypoints.commands.extend_vocab",
         "add rows for image codes or speech units to a checkpoint",

@@ -36,6 +36,11 @@ def main(arguments: list[str] | None = None) -> int:
         state = read_state(given.source)
         if given.average and state.config["ema_decay"] is None:
             raise ValueError(f"{given.source} has no moving average; leave --average out")
+        if (given.source / "adapter").is_dir():
+            raise ValueError(
+                f"{given.source} holds adapters; write them into their checkpoint with `vllm-dynin "
+                f"merge-adapter BASE {given.source / 'adapter'} OUT`"
+            )
         source = given.source / ("ema" if given.average else "model")
         export(source, given.output, dtype=getattr(torch, given.dtype))
     except ValueError as error:

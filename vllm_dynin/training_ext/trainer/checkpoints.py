@@ -3,6 +3,7 @@
     step-00000100/
         model/           the float32 weights, a checkpoint of the family as any other
         ema/             the moving average, likewise, if there is one
+        adapter/         in the place of both where adapters are trained, in PEFT's format
         optimiser/       first and second moments of each weight
         ranks/00000.*    of each process: data position and random generators
         state.json       step, configuration, and the size of every file
@@ -35,8 +36,9 @@ from torch import Tensor, nn
 
 from vllm_dynin import checkpoint
 from vllm_dynin.reference.backbone import LLaDA
+from vllm_dynin.training_ext.lora import adapted, load_adapter, save_adapter
 from vllm_dynin.training_ext.trainer.config import TrainConfig
-from vllm_dynin.training_ext.trainer.optimiser import MOMENTS
+from vllm_dynin.training_ext.trainer.optimiser import MOMENTS, trained_weights
 from vllm_dynin.training_ext.trainer.parallel import Parallel, fill, whole
 
 FORMAT = 1
@@ -44,6 +46,7 @@ FORMAT = 1
 
 _NAME = re.compile(r"step-(\d{8})")
 _STATE = "state.json"
+ADAPTER = "adapter"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +129,7 @@ def save(
     config: TrainConfig,
     parallel: Parallel,
     identity: Mapping[str, Any],
+    base: Path | None = None,
     tokenizer: Any = None,
     keep: int = 2,
 ) -> Path:
@@ -141,6 +145,7 @@ def save(
         config: of the run.
         parallel: its processes.
         identity: what else decides what is trained, by name, as JSON values.
+        base: the checkpoint that adapters belong to.
         tokenizer: anything with `save_pretrained(folder)`; goes into `model/`.
         keep: how many checkpoints stay; 0 keeps all.
 
@@ -156,9 +161,14 @@ def save(
         (work / "ranks").mkdir(parents=True)
     parallel.barrier()
     _save_rank(work / "ranks", parallel.rank, feed_state)
-    weights = model.named_parameters()
-    gathered = ((name, parallel.full_weight(weight)) for name, weight in weights)
-    _save_model(work / "model", model, gathered, parallel, tokenizer)
+    is_adapted = any(True for _ in adapted(model))
+    if is_adapted:
+        if parallel.is_main:
+            save_adapter(work / ADAPTER, model, base="" if base is None else str(base))
+    else:
+        weights = model.named_parameters()
+        gathered = ((name, parallel.full_weight(weight)) for name, weight in weights)
+        _save_model(work / "model", model, gathered, parallel, tokenizer)
     if average is not None:
         gathered = ((name, whole(weight)) for name, weight in average.items())
         _save_model(work / "ema", model, gathered, parallel, tokenizer)
@@ -194,7 +204,7 @@ def _save_optimizer(
     """One file for each weight, so that no more than one is held."""
     if parallel.is_main:
         path.mkdir()
-    for name, weight in model.named_parameters():
+    for name, weight in trained_weights(model):
         state = optimizer.state[weight]
         tensors = {key: whole(state[key]).cpu().contiguous() for key in MOMENTS}
         tensors["step"] = state["step"].cpu()
@@ -285,10 +295,13 @@ def load(
             f"run from {path / 'model'}"
         )
     _check_same(state, config, identity, path)
-    weights = dict(model.named_parameters())
-    load_weights(path / "model", weights)
-    if average is not None:
-        load_weights(path / "ema", average)
+    weights = dict(trained_weights(model))
+    if (path / ADAPTER).is_dir():
+        load_adapter(model, path / ADAPTER)
+    else:
+        load_weights(path / "model", weights)
+        if average is not None:
+            load_weights(path / "ema", average)
     for name, weight in weights.items():
         _load_moments(path / "optimiser" / f"{name}.safetensors", weight, optimizer)
     load_feed(_load_rank(path / "ranks", parallel.rank % state.world_size))

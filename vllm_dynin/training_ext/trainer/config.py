@@ -6,7 +6,10 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+
 from vllm_dynin.training_ext.head_loss import MAX_LOGITS
+from vllm_dynin.training_ext.lora import TARGETS, check_targets
 
 Precision = Literal["fp32", "bf16"]
 """What the forward and backward passes compute in. Weights and optimiser state stay float32."""
@@ -45,6 +48,11 @@ class TrainConfig:
             with attention within each row; otherwise each direction is a pass of its own.
         max_logits: logits alive at once; the rows with a loss go through the head in chunks of so
             many, and are computed again in the backward pass.
+        lora_rank: train adapters of this rank on the matrices of the blocks, and freeze the rest
+            (in bfloat16 where the precision is); None trains all weights.
+        lora_alpha: the adapters are scaled by alpha / rank.
+        lora_dropout: of what goes into them.
+        lora_targets: which matrices, see `lora.TARGETS`.
         ema_decay: keep a moving average of the weights with this decay a step; None keeps none.
 
     Raises:
@@ -68,6 +76,10 @@ class TrainConfig:
     is_activation_checkpointed: bool = False
     is_packed: bool = False
     max_logits: int = MAX_LOGITS
+    lora_rank: int | None = None
+    lora_alpha: float = 32.0
+    lora_dropout: float = 0.0
+    lora_targets: tuple[str, ...] = TARGETS
     ema_decay: float | None = None
 
     def __post_init__(self) -> None:
@@ -79,6 +91,9 @@ class TrainConfig:
             ("weight_decay", self.weight_decay >= 0, "0 or more"),
             ("max_grad_norm", self.max_grad_norm > 0, "above 0"),
             ("num_micro_batches", self.num_micro_batches >= 1, "at least 1"),
+            ("lora_rank", self.lora_rank is None or self.lora_rank >= 1, "at least 1, or None"),
+            ("lora_alpha", self.lora_alpha > 0, "above 0"),
+            ("lora_dropout", 0 <= self.lora_dropout < 1, "from 0 to 1"),
             ("max_logits", self.max_logits >= 1, "at least 1"),
             ("precision", self.precision in ("fp32", "bf16"), "fp32 or bf16"),
             ("sharding", self.sharding in ("none", "fsdp2"), "none or fsdp2"),
@@ -87,6 +102,23 @@ class TrainConfig:
         for name, is_met, rule in rules:
             if not is_met:
                 raise ValueError(f"{name}={getattr(self, name)} must be {rule}")
+        check_targets(self.lora_targets)
+        if self.lora_rank is not None and self.ema_decay is not None:
+            raise ValueError(
+                f"lora_rank={self.lora_rank} and ema_decay={self.ema_decay}: adapters have no "
+                "moving average; leave it out"
+            )
+        if self.lora_rank is not None and self.sharding != "none":
+            raise ValueError(
+                f"lora_rank={self.lora_rank} with sharding={self.sharding}: frozen weights and "
+                "adapters have different dtypes, which shards cannot; use sharding=none (the 8B "
+                "takes 16 GB frozen in bfloat16, and several processes share the rows)"
+            )
+
+    @property
+    def base_dtype(self) -> torch.dtype | None:
+        """Of frozen weights; None leaves it."""
+        return torch.bfloat16 if self.precision == "bf16" else None
 
     def learning_rate_at(self, step: int) -> float:
         """Learning rate of optimiser step `step`, counted from 0."""

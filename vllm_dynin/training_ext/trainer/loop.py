@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from vllm_dynin.canvas import Task
 from vllm_dynin.reference.backbone import LLaDA
 from vllm_dynin.training_ext.directions import DirectionObjective
+from vllm_dynin.training_ext.lora import add_adapters, initialise_adapters, is_adapter
 from vllm_dynin.training_ext.losses import Losses, Noised, losses_of, noise_batches
 from vllm_dynin.training_ext.trainer import checkpoints
 from vllm_dynin.training_ext.trainer.config import TrainConfig
@@ -99,11 +100,23 @@ class Trainer:
         identity: Mapping[str, Any] | None = None,
     ) -> None:
         _check_float32(model)
+        if config.lora_rank is not None:
+            add_adapters(
+                model,
+                rank=config.lora_rank,
+                alpha=config.lora_alpha,
+                dropout=config.lora_dropout,
+                targets=config.lora_targets,
+                base_dtype=config.base_dtype,
+            )
         if config.is_activation_checkpointed:
             checkpoint_activations(model)
         self.model, self.feed, self.config = model, feed, config
         self.parallel = parallel or Parallel(config)
         self.identity = identity or {}
+        self.base: Path | None = None  # what frozen weights were loaded from
+        if config.lora_rank is not None and self.parallel.is_deepspeed:
+            raise ValueError("adapters are not trained under DeepSpeed; start without its file")
         self.step = 0
         self.is_updating = False  # weights are those of no step while it is
         self.is_stopping = False  # a signal sets it; the report of the step in progress says so
@@ -111,6 +124,7 @@ class Trainer:
         self.objectives = objectives
         module = TrainModule(model, objectives, config)
         self._module, self.optimizer = self.parallel.prepare(model, module)
+        initialise_adapters(model, config.seed)
         self.average = self._new_average()
 
     def steps(self) -> Iterator[StepReport]:
@@ -214,6 +228,7 @@ class Trainer:
             config=self.config,
             parallel=self.parallel,
             identity=self.identity,
+            base=self.base,
             tokenizer=tokenizer,
             keep=keep,
         )
@@ -237,7 +252,10 @@ class Trainer:
         Raises:
             ValueError: its tensors are not those of the model.
         """
-        checkpoints.load_weights(path, dict(self.model.named_parameters()))
+        weights = self.model.named_parameters()
+        base = {name: weight for name, weight in weights if not is_adapter(name)}
+        checkpoints.load_weights(path, base)
+        self.base = path
         self.average = self._new_average()
 
     def _new_average(self) -> MovingAverage | None:
@@ -264,7 +282,7 @@ def train(
 
 def _check_float32(model: nn.Module) -> None:
     for name, weight in model.named_parameters():
-        if weight.dtype != torch.float32:
+        if weight.requires_grad and weight.dtype != torch.float32:
             raise ValueError(
                 f"{name} is {weight.dtype}; weights are trained in float32 (at small learning "
                 "rates most updates would round to nothing), so load with dtype=torch.float32 "

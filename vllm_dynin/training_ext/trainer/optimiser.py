@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
@@ -16,13 +18,24 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
 
     The released list of names without decay matches no parameter, so there norms decay too.
     """
-    matrices = [p for p in model.parameters() if p.ndim >= 2]
-    others = [p for p in model.parameters() if p.ndim < 2]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    matrices = [p for p in trained if p.ndim >= 2]
+    others = [p for p in trained if p.ndim < 2]
     groups = [
         {"params": matrices, "weight_decay": config.weight_decay},
         {"params": others, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=config.eps)
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=config.learning_rate,
+        betas=config.betas,
+        eps=config.eps,
+    )
+
+
+def trained_weights(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """What the optimiser moves, by name: all weights, or the adapters of a frozen model."""
+    return ((name, w) for name, w in model.named_parameters() if w.requires_grad)
 
 
 class MovingAverage:
@@ -36,11 +49,11 @@ class MovingAverage:
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
         self.weights: dict[str, Tensor] = {
-            name: weight.detach().clone() for name, weight in model.named_parameters()
+            name: weight.detach().clone() for name, weight in trained_weights(model)
         }
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         """Move towards the weights as they are now, in place."""
-        for name, weight in model.named_parameters():
+        for name, weight in trained_weights(model):
             self.weights[name].lerp_(weight.detach(), 1.0 - self.decay)

@@ -4,12 +4,14 @@ run/
     settings.txt   the resolved configuration, one setting a line
     log.jsonl      a line every few steps; the same in tensorboard/
     checkpoints/   see `checkpoints`
-    final/         the trained model in bfloat16, to be served
+    final/         the trained model in bfloat16, to be served; adapters are merged into it
+    adapter/       where adapters were trained, in PEFT's format
 """
 
 from __future__ import annotations
 
 import logging
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +21,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
+
+from vllm_dynin.training_ext.lora import merge_adapter
 from vllm_dynin.training_ext.trainer import checkpoints
 from vllm_dynin.training_ext.trainer.checkpoints import whole_checkpoints
 from vllm_dynin.training_ext.trainer.export import export
@@ -143,8 +148,10 @@ def run(
     final = folder / "final"
     if trainer.parallel.is_main:
         source = whole_checkpoints(kept)[-1]
-        name = "model" if trainer.average is None else "ema"
-        export(source / name, final, replace=True)
+        if (source / checkpoints.ADAPTER).is_dir():
+            _leave_adapter(trainer, source / checkpoints.ADAPTER, folder, companions)
+        else:
+            export(source / ("model" if trainer.average is None else "ema"), final, replace=True)
     trainer.parallel.barrier()
     return final
 
@@ -191,6 +198,15 @@ def _begin(trainer: Trainer, folder: Path, *, is_resumed: bool) -> None:
         )
     trainer.resume(found[-1])
     logger.info("resumed %s at step %d", folder, trainer.step)
+
+
+def _leave_adapter(trainer: Trainer, adapter: Path, folder: Path, companions: Any) -> None:
+    """The adapter on its own, and merged into the checkpoint it belongs to."""
+    shutil.rmtree(folder / checkpoints.ADAPTER, ignore_errors=True)
+    shutil.copytree(adapter, folder / checkpoints.ADAPTER)
+    if trainer.base is not None:
+        given = {"dtype": torch.bfloat16, "companions": companions, "replace": True}
+        merge_adapter(trainer.base, adapter, folder / "final", **given)
 
 
 def _validate(trainer: Trainer, validator: Validator, step: int, log: RunLog | None) -> None:

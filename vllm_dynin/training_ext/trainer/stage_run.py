@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -100,6 +101,8 @@ def prepare_stage(stage: StageConfig, start: Path, data: Mapping[str, Any]) -> S
     )
     feed = RecordFeed(mixture, context, stage.train, parallel.place)
     identity = run_identity(stage, mixed, parallel.world_size) | mixture.identity()
+    if stage.train.lora_rank is not None:
+        identity["base"] = _fingerprint(start)
     given = (feed, stage.objectives, stage.train, parallel, identity)
     if parallel.is_deepspeed:  # takes the weights apart when it is set up, so they come first
         model = load_reference(start, torch.float32)
@@ -253,6 +256,16 @@ def check_modalities(stage: StageConfig, config: LLaDAConfig, start: Path) -> No
                 f"{start} ({config.model_type}) has no {what}, which {', '.join(tasks)} need; add "
                 f"them with `vllm-dynin extend-vocab {start} OUT {option}` and start from OUT"
             )
+
+
+def _fingerprint(start: Path) -> str:
+    """Of a checkpoint's files, from their sizes and beginnings: adapters belong to one."""
+    digest = hashlib.sha256()
+    for file in checkpoint.tensor_files(start):
+        with file.open("rb") as stream:
+            digest.update(f"{file.name} {file.stat().st_size} ".encode())
+            digest.update(stream.read(1 << 20))
+    return digest.hexdigest()
 
 
 def _table_config(start: Path) -> LLaDAConfig:
