@@ -65,8 +65,7 @@ def check_companions(model_config: ModelConfig) -> None:
     folders = CodecFolders.find(model_config.model, config)
     codecs = MediaCodecs(folders, torch.device("cpu"), config.vocabulary)
     styles: list[str] = []
-    if folders.image is not None:
-        _ = codecs.image
+    codecs.load()
     if folders.speech is not None:
         styles = codecs.speech.styles
     for direction, values in config.generation_defaults.items():

@@ -78,9 +78,12 @@ class MaskedDiffusionState(ModelState):
         return MaskedDiffusionSampler(self.device, sampler), None
 
     def initialize_kv_cache(self, kv_cache_config: Any, block_tables: BlockTables) -> None:
-        """Note the rows of a KV block, and how many one entry of a block table stands for."""
+        """Note the rows of a KV block and what an entry of a block table stands for; load codecs."""
         self._block_size = kv_cache_config.kv_cache_groups[0].kv_cache_spec.block_size
         self._table_unit = block_tables.block_sizes[0]
+        media = getattr(self._lm, "media", None)
+        if media is not None and get_tensor_model_parallel_rank() == 0:
+            media.load()  # at a request, a file that has gone meanwhile would end the engine
 
     # --- requests come and go ---------------------------------------------------------------------
 

@@ -118,7 +118,7 @@ def check_has_weights(folder: Path, name: str) -> None:
 
 
 class MediaCodecs:
-    """The codecs of one checkpoint, loaded at first use.
+    """The codecs of one checkpoint, loaded at first use or by `load`.
 
     Args:
         folders: where they are.
@@ -129,6 +129,17 @@ class MediaCodecs:
     def __init__(self, folders: CodecFolders, device: torch.device, vocabulary: Vocabulary) -> None:
         self.device = device
         self._folders, self._vocabulary = folders, vocabulary
+
+    def load(self) -> None:
+        """Load those that there are.
+
+        Raises:
+            ValueError: one cannot be loaded, or has more codes than the vocabulary.
+        """
+        if self._folders.image is not None:
+            _ = self.image
+        if self._folders.speech is not None:
+            _ = self.speech
 
     @cached_property
     def image(self) -> ImageCodec:

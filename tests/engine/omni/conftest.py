@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from helpers.engines import start_llm
 from helpers.omni_checkpoint import write_omni_checkpoint
+from helpers.omni_inside import served_model
 from vllm import LLM
 
 from vllm_dynin.reference.backbone import LLaDA, load_reference
@@ -35,8 +36,9 @@ def omni_reference(omni_folder: Path) -> LLaDA:
 
 @pytest.fixture(scope="session")
 def omni(omni_folder: Path) -> Iterator[LLM]:
-    """The engine."""
+    """The engine. It has its codecs before the first request: later, their files may be gone."""
     with start_llm(omni_folder, **ENGINE) as llm:
+        assert {"image", "speech"} <= set(vars(served_model(llm).media))
         yield llm
 
 
