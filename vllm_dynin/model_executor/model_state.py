@@ -78,7 +78,7 @@ class MaskedDiffusionState(ModelState):
         return MaskedDiffusionSampler(self.device, sampler), None
 
     def initialize_kv_cache(self, kv_cache_config: Any, block_tables: BlockTables) -> None:
-        """Note the rows of a KV block and what an entry of a block table stands for; load codecs."""
+        """Note the rows of a KV block and what a table entry stands for; load the codecs."""
         self._block_size = kv_cache_config.kv_cache_groups[0].kv_cache_spec.block_size
         self._table_unit = block_tables.block_sizes[0]
         media = getattr(self._lm, "media", None)
