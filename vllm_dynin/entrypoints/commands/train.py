@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from vllm_dynin.training_ext.stages import StageConfig
     from vllm_dynin.training_ext.trainer import StepReport
 
+SFT = "sft"
+"""The recipe whose settings come from its data."""
 TINY = ("tiny-text", "tiny-long", "dynin-tiny")
 """Recipes that need neither a checkpoint nor data; their options are their own."""
 
@@ -25,7 +27,9 @@ def _parser() -> argparse.ArgumentParser:
         f"{{{','.join(TINY)}}} --help",
     )
     parser.add_argument(
-        "recipe", help="stage1, stage2, stage3 or debug, with :release for the released settings"
+        "recipe",
+        help="sft to fine-tune on your data; or stage1, stage2, stage3 or debug, with :release for "
+        "the released settings",
     )
     parser.add_argument(
         "settings",
@@ -37,12 +41,31 @@ def _parser() -> argparse.ArgumentParser:
     paths.add_argument(
         "--from", dest="start", type=Path, metavar="DIR", help="checkpoint to start from"
     )
-    paths.add_argument("--data", type=Path, metavar="FILE", help="JSON that names the data")
-    paths.add_argument("--out", type=Path, metavar="DIR", help="folder of the run")
+    paths.add_argument(
+        "--data",
+        type=Path,
+        metavar="FILE",
+        help="JSON that names the data; for sft also a file of rows or a folder of token files",
+    )
+    paths.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder of the run (sft: default ./sft)"
+    )
     paths.add_argument("--resume", action="store_true", help="go on with the run in that folder")
     paths.add_argument(
         "--only", metavar="A,B,…", help="train these directions of the stage alone, e.g. t2t,t2i"
     )
+    tuning = parser.add_argument_group("sft: what else is said, see docs/fine-tuning.md")
+    tuning.add_argument("--epochs", type=float, default=3.0, help="default: %(default)s")
+    tuning.add_argument("--batch", type=int, default=32, metavar="ROWS", help="of a step")
+    tuning.add_argument("--max-length", type=int, default=2048, metavar="POSITIONS")
+    tuning.add_argument(
+        "--cut", action="store_true", help="shorten longer answers (default: leave the rows out)"
+    )
+    tuning.add_argument("--rank", type=int, default=16, help="of the adapters (default: 16)")
+    tuning.add_argument("--full", action="store_true", help="train all weights, not adapters")
+    tuning.add_argument("--thinking", choices=("on", "off"), help="switch of chat answers")
+    tuning.add_argument("--adapter", metavar="NAME", help="what the columns mean")
+    tuning.add_argument("--task", metavar="NAME", help="direction of the rows, e.g. t2t")
     keeping = parser.add_argument_group("what is kept")
     keeping.add_argument("--save-every", type=int, default=1000, metavar="STEPS")
     keeping.add_argument("--keep", type=int, default=2, metavar="N", help="checkpoints (0: all)")
@@ -73,6 +96,8 @@ def main(arguments: list[str] | None = None) -> int:
         return train_tiny(given)
     parser = _parser()
     options = parser.parse_intermixed_args(given)
+    if options.recipe == SFT and options.out is None:
+        options.out = Path("sft")
     for name, value in (("from", options.start), ("data", options.data), ("out", options.out)):
         if value is None:
             parser.error(f"--{name} is needed")
@@ -104,22 +129,26 @@ def _train(options: argparse.Namespace) -> None:
         stage_validator,
     )
 
-    stage = _stage(options)
+    if options.recipe == SFT:
+        stage, data, held_out = _sft(options)
+    else:
+        stage, data, held_out = _stage(options), read_data(options.data), None
+        if options.validation is not None:
+            held_out = read_data(options.validation)
     kept = RunOptions(
         save_every=options.save_every,
         keep=options.keep,
         log_every=options.log_every,
         validate_every=options.validate_every,
     )
-    data = read_data(options.data)
     prepared = prepare_stage(stage, options.start, data)
     trainer = prepared.trainer
     validator = None
-    if options.validation is not None:
+    if held_out is not None:
         validator = stage_validator(
             stage,
             options.start,
-            read_data(options.validation),
+            held_out,
             num_records=options.validation_records,
             num_generated=options.generate,
             steps=options.generate_steps,
@@ -161,12 +190,52 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _stage(options: argparse.Namespace) -> StageConfig:
+    from vllm_dynin.entrypoints.commands.stages import named_stage
+
+    return _changed(named_stage(options.recipe), options)
+
+
+def _sft(options: argparse.Namespace) -> tuple[StageConfig, dict[str, Any], dict[str, Any] | None]:
+    """The stage of a fine-tuning run, its data, and held-out data if any."""
+    import os
+
+    import torch
+
+    from vllm_dynin import checkpoint
+    from vllm_dynin.canvas import Task
+    from vllm_dynin.training_ext.sft import SftOptions, count_rows, sft_data, sft_stage, survey
+
+    said = SftOptions(
+        epochs=options.epochs,
+        batch=options.batch,
+        max_length=options.max_length,
+        overflow="cut" if options.cut else "refuse",
+        rank=None if options.full else options.rank,
+        thinking=None if options.thinking is None else options.thinking == "on",
+        adapter=options.adapter,
+        task=None if options.task is None else Task(options.task),
+    )
+    data = sft_data(options.data, said)
+    held_out = None if options.validation is None else sft_data(options.validation, said)
+    config = checkpoint.load_config(options.start)
+    stage = sft_stage(
+        config,
+        count_rows(data),
+        said,
+        world_size=int(os.environ.get("WORLD_SIZE", "1")),
+        has_gpu=torch.cuda.is_available(),
+    )
+    stage = _changed(stage, options)
+    if os.environ.get("RANK", "0") == "0":
+        print(survey(data, stage, config, options.start), file=sys.stderr, flush=True)
+    return stage, data, held_out
+
+
+def _changed(stage: StageConfig, options: argparse.Namespace) -> StageConfig:
     from dataclasses import replace
 
-    from vllm_dynin.entrypoints.commands.stages import named_stage
     from vllm_dynin.training_ext import settings
 
-    stage = named_stage(options.recipe)
     if options.only:
         known = {task.value: task for task in stage.tasks}
         wanted = options.only.split(",")
