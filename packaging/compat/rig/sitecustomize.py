@@ -14,7 +14,6 @@ ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "VLLM_CPU_KVCACHE_SPACE": "1",
-    "VLLM_CPU_SIM_MULTI_NUMA": "1",  # else each data-parallel engine wants a memory node of its own
 }
 
 

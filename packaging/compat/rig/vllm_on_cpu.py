@@ -11,8 +11,13 @@ from pathlib import Path
 
 import vllm.platforms as platforms
 from vllm.platforms.cpu import CpuPlatform
+from vllm.utils import cpu_resource_utils
 
 platforms._current_platform = CpuPlatform()
+
+# Each data-parallel engine wants a memory node of its own; they share what the machine has.
+_visible_nodes = cpu_resource_utils.get_visible_memory_node
+cpu_resource_utils.get_visible_memory_node = lambda assigned_node_ids=None: _visible_nodes()
 
 if os.environ.get("TRITON_ALL") == "1":
     # No kernel is replaced: each runs as written, in the interpreter, as it would on a GPU.
