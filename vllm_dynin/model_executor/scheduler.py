@@ -176,6 +176,8 @@ class MaskedDiffusionScheduler(Scheduler):
         Otherwise the canvas would ask for its blocks a step later, and where there are none, the
         newcomer would be preempted and admitted again, each time for the price of a prompt pass.
         """
+        if request.request_id in self._is_denoising:
+            return self.kv_cache_manager.empty_kv_cache_blocks  # it has them all
         if request.status in (RequestStatus.WAITING, RequestStatus.PREEMPTED):
             kwargs["num_lookahead_tokens"] = self._num_undecided(request)
         return self._allocate(request, *args, **kwargs)

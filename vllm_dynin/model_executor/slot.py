@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from vllm_dynin.config import LLaDAConfig
@@ -82,8 +80,9 @@ class Slot:
             canvas, self._block_size, conditional_start=self._planned_start()
         )
         self._is_constant = canvas.is_unconditional_constant
-        self._table = row_table(canvas, self.layout)
-        self._table[0] += self.first_cell
+        self.row_table = row_table(canvas, self.layout)
+        """int64 [2, num_rows]: cell and position of each row of a step."""
+        self.row_table[0] += self.first_cell
         self._store.enter_request(self._index, canvas, self.layout, self._committed)
         ids = self.canvas_ids
         if self._trajectory is None and has_fixed_steps(plan):
@@ -114,12 +113,7 @@ class Slot:
     @property
     def num_rows(self) -> int:
         """Rows of a step."""
-        return self.layout.num_rows - self.num_skipped
-
-    @property
-    def row_table(self) -> NDArray[np.int64]:
-        """[2, num_rows]: cell and position of each row of a step."""
-        return self._table[:, self.num_skipped :]
+        return self.row_table.shape[1]
 
     @property
     def keeps_next(self) -> bool:
@@ -135,6 +129,7 @@ class Slot:
         """
         first = first_row + self.layout.unconditional_canvas
         self._kept = self._store.kept.put(hidden_TD[first : first + self.layout.num_slots])
+        self.row_table = self.row_table[:, self.num_skipped :]
 
     def leave(self) -> None:
         """Give back what it holds outside of its line in the store."""

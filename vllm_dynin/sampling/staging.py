@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -70,10 +70,12 @@ class Staging:
 
     def sent(self, first: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """A view of what has arrived at a word of the block."""
-        size = int(np.prod(shape))
+        size = math.prod(shape)
         num_words = -(-size * dtype.itemsize // _WORD)
         words = self._sent[self._turn][first : first + num_words]
-        return words.view(dtype)[:size].view(shape)
+        if dtype is not torch.int64:
+            words = words.view(dtype)[:size]
+        return words.view(shape) if len(shape) > 1 else words
 
 
 class Staged:
