@@ -110,7 +110,6 @@ class BatchedStep:
     ) -> None:
         self._mask_id, self._memory = mask_id, memory
         requests = sorted(requests, key=_product)
-        self._num_requests = len(requests)
         counts = np.array([request.step.num_masked for request in requests])
         bounds = np.concatenate([[0], np.cumsum(counts)]).tolist()
         self.num_rows = bounds[-1]
@@ -180,7 +179,7 @@ class BatchedStep:
             memory.canvases,
             table_BC,
             Candidates(request_R, self._slots_R, torch.cat(tokens), torch.cat(probabilities)),
-            memory.following(self._num_requests),
+            None,
             width=self._window,
             rules=self._rules,
             rankings=self._rankings,

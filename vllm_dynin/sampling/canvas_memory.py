@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from vllm_dynin.kernels.step_table import SlotState
-from vllm_dynin.kernels.unmask import Canvases, NextRows
+from vllm_dynin.kernels.unmask import Canvases
 
 
 class CanvasMemory:
@@ -27,7 +27,6 @@ class CanvasMemory:
         self.canvases = Canvases(self.ids_SW, self._states_SW)
         self.numbers = torch.arange(max(num_rows, width), device=device)
         """0, 1, 2, …"""
-        self._unused = NextRows.empty(num_requests, 1, device)
 
     def enter(self, line: int, cells: list[int], num_slots: int, mask_id: int) -> None:
         """Write a line; its first `num_slots` cells are a canvas."""
@@ -35,16 +34,3 @@ class CanvasMemory:
         states = (ids[:num_slots] == mask_id).to(torch.uint8) * int(SlotState.MASKED)
         self.ids_SW[line, : len(cells)] = ids.to(self.device)
         self._states_SW[line, :num_slots] = states.to(self.device)
-
-    def following(self, num_requests: int) -> NextRows:
-        """What the kernel has to write about so many requests, and nobody reads."""
-        unused = self._unused
-        return NextRows(
-            unused.request_Q,
-            unused.slot_Q,
-            unused.num_rows_B[:num_requests],
-            unused.num_masked_B[:num_requests],
-            unused.num_decided_B[:num_requests],
-            unused.num_revoked_B[:num_requests],
-            unused.committed_B[:num_requests],
-        )

@@ -10,11 +10,11 @@ import torch
 from helpers.schedules import run_schedule
 
 
-@pytest.mark.parametrize("first", range(0, 100, 25))
+@pytest.mark.parametrize("first", range(0, 60, 20))
 def test_random_schedules(first):
     """States are equal after every step of every request."""
-    schedules = [run_schedule(seed) for seed in range(first, first + 25)]
-    assert sum(schedule.num_steps for schedule in schedules) > 25 * 20
+    schedules = [run_schedule(seed) for seed in range(first, first + 20)]
+    assert sum(schedule.num_steps for schedule in schedules) > 20 * 20
     assert max(schedule.largest_batch for schedule in schedules) >= 4
 
 
