@@ -17,7 +17,7 @@ BIN = $(VENV)/bin
 
 export PYTHON COMPAT
 
-.PHONY: help venv judges demo test test-all test-newest compat digest gpu lint format bench wheel clean fuzz
+.PHONY: help venv judges demo test test-all test-newest compat digest gpu kernels lint format bench wheel clean fuzz
 
 help:
 	@echo "make demo      start the engine and answer real requests   (ARGS=... is passed on)"
@@ -29,6 +29,7 @@ help:
 	@echo "make bench     the benchmarks, one after the other"
 	@echo "make wheel     dist/vllm_dynin-….whl, to install elsewhere (docs/install.md)"
 	@echo "make gpu       the tests that need a GPU, in at most eight minutes, with a log"
+	@echo "make kernels   compile the kernels for sm_80, sm_90 and sm_100 without a GPU; sizes into docs/kernels.md"
 	@echo "make test-newest  unit tests with the newest of every dependency, in an environment of their own"
 	@echo "make compat    the engine's tests on the newest vLLM, without a GPU (9 GB; PARTS=... for some)"
 	@echo "make digest    record the signatures that both vLLMs have of what this package touches"
@@ -63,6 +64,10 @@ digest: venv
 
 gpu:
 	@bash packaging/gpu_checks.sh
+
+kernels: venv
+	$(BIN)/python packaging/kernels/compile.py $(ARGS)
+
 fuzz: venv
 	PYTHONPATH=$(CURDIR):tests $(BIN)/python -m helpers.fuzz $(MEDIUM) $(ARGS)
 

@@ -47,7 +47,7 @@ checks() {
     nvidia-smi 2> /dev/null | head -15 || echo "no nvidia-smi"
     "$python" -c 'import torch, triton; print("torch", torch.__version__, "triton", triton.__version__, "CUDA", torch.version.cuda, torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU")'
     "$python" -c 'import vllm; print("vllm", vllm.__version__)' 2> /dev/null || { echo "no vLLM: the first part only"; parts=kernels; }
-    tests kernels 120 -m gpu tests/devices
+    tests kernels 150 -m gpu tests/devices tests/parity/kernels tests/parity/test_philox.py
     tests engine 210 -m gpu tests/engine/omni/test_devices.py -k "not waits"
     tests sync 90 -m gpu tests/engine/omni/test_devices.py -k waits
     part start 180 "$python" packaging/first_start.py ${START_ARGUMENTS:-}

@@ -21,7 +21,8 @@ offline=()
 if "$python" -c 'import setuptools, sys; sys.exit(int(setuptools.__version__.split(".")[0]) < 78)' 2> /dev/null; then
     offline=(--no-index --no-build-isolation)
 fi
-"$python" -m pip --disable-pip-version-check wheel -q --no-deps "${offline[@]}" \
+# For any machine, so without the CUDA C++ that an installation builds for itself where nvcc is.
+DYNIN_BUILD_CUDA=0 "$python" -m pip --disable-pip-version-check wheel -q --no-deps "${offline[@]}" \
     --wheel-dir "$work/wheel" "$work/source" >&2
 name=$(basename "$work"/wheel/*.whl)
 mv "$work/wheel/$name" "$out/$name"

@@ -7,6 +7,7 @@ from functools import partial
 
 import torch
 
+from vllm_dynin.kernels.rotary_triton import rotate_qkv_triton
 from vllm_dynin.kernels.row_statistics_triton import row_statistics_triton
 from vllm_dynin.kernels.rows import RowInputs
 from vllm_dynin.kernels.step_table import Proposal, new_table
@@ -47,6 +48,12 @@ def steps(width: int, num_slots: int) -> None:
     )
 
 
+def rotations(dtype: torch.dtype) -> None:
+    """Rotation of the heads of the 8B: 32 of queries and 32 of keys, of 128."""
+    qkv = torch.zeros(4, 96 * 128, dtype=dtype)
+    rotate_qkv_triton(qkv, torch.zeros(4, dtype=torch.int64), torch.zeros(8, 128), 64, 128)
+
+
 LAUNCHES: dict[str, Callable[[], None]] = {
     "text, bfloat16, greedy": partial(rows, 126_349, torch.bfloat16, Proposal.ARGMAX),
     "text, float32, greedy": partial(rows, 126_349, torch.float32, Proposal.ARGMAX),
@@ -56,4 +63,6 @@ LAUNCHES: dict[str, Callable[[], None]] = {
     "block of 32": partial(steps, 32, 1_024),
     "image of 1,024": partial(steps, 1_024, 1_024),
     "canvas of 4,096": partial(steps, 4_096, 4_096),
+    "8B, bfloat16": partial(rotations, torch.bfloat16),
+    "8B, float32": partial(rotations, torch.float32),
 }

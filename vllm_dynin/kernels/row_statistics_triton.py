@@ -22,6 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from vllm_dynin.kernels.philox_device import draw, tile
+from vllm_dynin.kernels.rounding_device import rounded
 from vllm_dynin.kernels.rows import PARTIAL_WORDS, RowInputs, RowStatistics
 from vllm_dynin.kernels.step_table import Column, Guidance, Proposal
 
@@ -59,19 +60,6 @@ def _sum(x):  # type: ignore[no-untyped-def]
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _rounded(x, dtype: tl.constexpr):  # type: ignore[no-untyped-def]
-    """A float32 number rounded to a dtype, as float32 again."""
-    if dtype == tl.bfloat16:
-        # By its bits: Triton's interpreter rounds halves up.
-        bits = x.to(tl.int32, bitcast=True)
-        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & -65536
-        x = tl.where(x == x, bits.to(tl.float32, bitcast=True), x)
-    elif dtype == tl.float16:
-        x = x.to(tl.float16).to(tl.float32)
-    return x
-
-
-@triton.jit  # type: ignore[untyped-decorator]
 def _load(  # type: ignore[no-untyped-def]
     logits,
     other,
@@ -92,10 +80,10 @@ def _load(  # type: ignore[no-untyped-def]
         if form != _OFF:
             u = tl.load(other + local, mask=is_inside, other=0.0).to(tl.float32)
             if form == _DELTA:
-                step = _rounded(_rounded(z - u, x.dtype) * more, x.dtype)
-                z = _rounded(u + step, x.dtype)
+                step = rounded(rounded(z - u, x.dtype) * more, x.dtype)
+                z = rounded(u + step, x.dtype)
             else:
-                z = _rounded(_rounded(z * more, x.dtype) - _rounded(u * scale, x.dtype), x.dtype)
+                z = rounded(rounded(z * more, x.dtype) - rounded(u * scale, x.dtype), x.dtype)
     if divisor != 1.0:
         z = tl.div_rn(z, tl.where(z == z, divisor, divisor))
     if FORBIDDEN:

@@ -28,6 +28,14 @@ from vllm.model_executor.layers.rotary_embedding import get_rope
 from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 
 from vllm_dynin.config import LLaDAConfig
+from vllm_dynin.kernels import rotary  # noqa: F401 -- defines torch.ops.vllm_dynin.rotate_qkv
+from vllm_dynin.kernels.choice import Implementation, chosen
+
+
+def fuses_on_gpu(vllm_config: VllmConfig) -> bool:
+    """Whether rotation and norms take their fused forms: on a GPU, unless DYNIN_KERNELS=torch."""
+    device = torch.device(vllm_config.device_config.device_type)
+    return device.type == "cuda" and chosen(device) is not Implementation.TORCH
 
 
 class BidirectionalAttention(nn.Module):
@@ -61,6 +69,8 @@ class BidirectionalAttention(nn.Module):
         )
         # NOTE: the counts of this rank; with the global ones tensor-parallel ranks corrupt memory.
         num_heads, num_kv_heads = self.qkv_proj.num_heads, self.qkv_proj.num_kv_heads
+        self.head_dim, self.num_rotated_heads = head_dim, num_heads + num_kv_heads
+        self.rotates_in_place = fuses_on_gpu(vllm_config)
         self.split_sizes = [num_heads * head_dim, num_kv_heads * head_dim, num_kv_heads * head_dim]
         self.attn = Attention(
             num_heads,
@@ -76,6 +86,12 @@ class BidirectionalAttention(nn.Module):
         """Attend; hidden_TD is not modified."""
         qkv, _ = self.qkv_proj(hidden_TD)
         query, key, value = qkv.split(self.split_sizes, dim=-1)
+        if self.rotates_in_place:
+            cache = self.rope.cos_sin_cache
+            torch.ops.vllm_dynin.rotate_qkv(
+                qkv, positions_T, cache, self.num_rotated_heads, self.head_dim
+            )
+            return self.attn_out(self.attn(query, key, value))[0]
         query, key = self.rope(positions_T, query.float(), key.float())
         attended = self.attn(query.to(value.dtype), key.to(value.dtype), value.contiguous())
         return self.attn_out(attended)[0]
@@ -112,6 +128,31 @@ class Block(nn.Module):
         gated, _ = self.gate_up_proj(self.ff_norm(hidden_TD))
         return hidden_TD + self.ff_out(self.activation(gated))[0]
 
+    def fused(
+        self, positions_T: Tensor, delta_TD: Tensor, residual_TD: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The same with each addition in the norm that follows it.
+
+        vLLM's CUDA kernel rounds the sum to the dtype before it normalises, as separate operations
+        do; its plain form does not, so a CPU keeps `forward`.
+
+        Args:
+            positions_T: int64.
+            delta_TD: what the block before would have added last; written.
+            residual_TD: what it would have added it to; written. None for the first block.
+
+        Returns:
+            The same two for the block behind.
+        """
+        if residual_TD is None:
+            residual_TD, normed_TD = delta_TD, self.attn_norm(delta_TD)
+        else:
+            normed_TD, residual_TD = self.attn_norm(delta_TD, residual_TD)
+        delta_TD = self.attention(positions_T, normed_TD)
+        normed_TD, residual_TD = self.ff_norm(delta_TD, residual_TD)
+        gated, _ = self.gate_up_proj(normed_TD)
+        return self.ff_out(self.activation(gated))[0], residual_TD
+
 
 # Compiled where that is asked for (`--compilation-config '{"mode": 3}'`), and plain otherwise. This
 # class alone: what surrounds it prepares each step in Python.
@@ -134,6 +175,7 @@ class BidirectionalTransformer(nn.Module):
             for layer in range(config.n_layers)
         )
         self.ln_f = RMSNorm(config.d_model, eps=config.rms_norm_eps)
+        self.fuses = fuses_on_gpu(vllm_config)
         self.hidden_TD: Tensor
         """What `forward` returned last. The output head reads it here, because a captured graph
         that is replayed writes it, but runs no Python that could keep the returned tensor."""
@@ -145,6 +187,11 @@ class BidirectionalTransformer(nn.Module):
     def forward(self, ids_T: Tensor, positions_T: Tensor) -> Tensor:
         """Hidden states [T, D] in the model's dtype, final norm applied."""
         hidden_TD = self.wte(ids_T)
+        if self.fuses:
+            residual_TD: Tensor | None = None
+            for layer in cast("list[Block]", self.blocks):
+                hidden_TD, residual_TD = layer.fused(positions_T, hidden_TD, residual_TD)
+            return self.ln_f(hidden_TD, residual_TD)[0]
         for block in self.blocks:
             hidden_TD = block(positions_T, hidden_TD)
         hidden_TD = self.ln_f(hidden_TD)

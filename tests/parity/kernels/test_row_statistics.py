@@ -10,6 +10,8 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are imported
 
+from helpers.kernel_forms import HAS_GPU, on_gpu, triton_forms
+
 from vllm_dynin.canvas import GuidanceForm
 from vllm_dynin.kernels import row_statistics_cpu as row_statistics_cpu_module
 from vllm_dynin.kernels.row_partials import merge_partials_ref, row_partials_ref
@@ -24,8 +26,31 @@ from vllm_dynin.kernels.step_table import Guidance, Proposal, new_table, place, 
 from vllm_dynin.sampling.guidance import guide
 from vllm_dynin.sampling.noise import StepDraws
 
-FORMS = [row_statistics_ref, row_statistics_cpu, row_statistics_triton]
-PARTS = [(row_partials_ref, merge_partials_ref), (row_partials_triton, merge_partials_triton)]
+FORMS = [row_statistics_ref, row_statistics_cpu, *triton_forms(row_statistics_triton)]
+
+
+def merged(row_partials, merge_partials):
+    """Statistics by way of the parts of so many ranks."""
+
+    def of_parts(rows, num_parts):
+        parts = torch.stack([row_partials(part) for part in cut(rows, num_parts)])
+        assert parts.dtype == torch.int64 and parts.shape[2] == 4  # 32 bytes a row
+        return merge_partials(parts, rows)
+
+    return of_parts
+
+
+PARTS = [
+    merged(row_partials_ref, merge_partials_ref),
+    pytest.param(
+        merged(row_partials_triton, merge_partials_triton),
+        marks=pytest.mark.skipif(HAS_GPU, reason="Triton compiles for the GPU in this process"),
+    ),
+    pytest.param(
+        merged(on_gpu(row_partials_triton), on_gpu(merge_partials_triton)),
+        marks=[pytest.mark.gpu, pytest.mark.skipif(not HAS_GPU, reason="no CUDA device here")],
+    ),
+]
 SIZES = [(1, 1), (7, 63), (33, 4098), (7, 8193), (1, 126_349)]
 REQUESTS = [
     {"proposal": Proposal.ARGMAX, "seed": 1},
@@ -118,7 +143,7 @@ def test_proposals(form, num_rows, num_columns, dtype):
     for row in range(num_rows):
         column, probability = expected(rows, row)
         assert int(found.column[row]) == column
-        bound = 3e-6 if form is row_statistics_triton else 1e-12
+        bound = 1e-12 if form in (row_statistics_ref, row_statistics_cpu) else 3e-6
         assert float(found.probability[row]) == pytest.approx(probability, rel=bound)
     assert not found.flags.any()
 
@@ -148,17 +173,14 @@ def assert_equal(found, expected):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("num_parts", [2, 4])
-@pytest.mark.parametrize("parts_of", PARTS)
-def test_ranks_agree_with_the_whole(parts_of, num_parts, dtype):
-    row_partials, merge_partials = parts_of
+@pytest.mark.parametrize("of_parts", PARTS)
+def test_ranks_agree_with_the_whole(of_parts, num_parts, dtype):
     for num_rows, num_columns in [(7, 63), (6, 8193)]:
         rows = inputs(num_rows, num_columns, dtype)
         given = torch.full((num_rows,), -1)
         given[::3] = num_columns // 2
         rows = replace(rows, given_R=given)
-        parts = torch.stack([row_partials(part) for part in cut(rows, num_parts)])
-        assert parts.dtype == torch.int64 and parts.shape == (num_parts, num_rows, 4)
-        assert_equal(merge_partials(parts, rows), row_statistics_ref(rows))
+        assert_equal(of_parts(rows, num_parts), row_statistics_ref(rows))
 
 
 def special(dtype):
@@ -206,16 +228,25 @@ def test_extreme_rows(form, dtype):
     assert not expected.flags[20:].any()
 
 
-def test_rows_of_no_request():
+@pytest.mark.parametrize("form", FORMS)
+def test_rows_of_no_request(form):
     rows = inputs(7, 63, torch.float32)
     request = rows.request_R.clone()
     request[::2] = -1
-    for form in FORMS:
-        found = form(replace(rows, request_R=request))
-        whole = form(rows)
-        assert found.column.tolist() == (whole.column * (request >= 0)).tolist()
-        assert found.probability[::2].tolist() == [0.0] * 4
-        assert found.logsumexp[1::2].tolist() == whole.logsumexp[1::2].tolist()
+    found = form(replace(rows, request_R=request))
+    whole = form(rows)
+    assert found.column.tolist() == (whole.column * (request >= 0)).tolist()
+    assert found.probability[::2].tolist() == [0.0] * 4
+    assert found.logsumexp[1::2].tolist() == whole.logsumexp[1::2].tolist()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_nothing_is_drawn_where_the_host_says_so(form):
+    """The kernel without draws is another one; it takes a guided row and a greedy image row."""
+    rows = inputs(20, 4098, torch.bfloat16)
+    request = torch.arange(20) % 2 * 2  # ARGMAX and SOFTMAX_ARGMAX
+    rows = replace(rows, request_R=request, proposals={Proposal.ARGMAX, Proposal.SOFTMAX_ARGMAX})
+    assert_equal(form(rows), row_statistics_ref(replace(rows, proposals=frozenset(Proposal))))
 
 
 def test_a_near_tie_is_left_to_the_definition(monkeypatch):

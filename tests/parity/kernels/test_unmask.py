@@ -2,7 +2,11 @@
 
 import math
 import os
-from dataclasses import replace
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +15,9 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are imported
 
+from helpers.kernel_forms import gpu_form, triton_forms
+
+from vllm_dynin.kernels.csrc.nvcc import SOURCE
 from vllm_dynin.kernels.philox import philox_uniform
 from vllm_dynin.kernels.step_table import (
     Ranking,
@@ -21,6 +28,7 @@ from vllm_dynin.kernels.step_table import (
     set_row,
 )
 from vllm_dynin.kernels.unmask_cpu import unmask_cpu
+from vllm_dynin.kernels.unmask_cuda import LIBRARY, load, unmask_cuda
 from vllm_dynin.kernels.unmask_rules import (
     ALL_RANKINGS,
     Candidates,
@@ -37,7 +45,34 @@ def by_cpu(*arguments, width):
     unmask_cpu(*arguments, width=width, rankings=ALL_RANKINGS)
 
 
-FORMS = {"torch": unmask_ref, "cpu": by_cpu, "triton": unmask_triton}
+@cache
+def host_library():
+    """csrc/unmask.cu as a plain C++ program: one thread a block, on the CPU."""
+    compiler = shutil.which("g++") or shutil.which("c++")
+    if compiler is None:
+        pytest.skip("no C++ compiler on this machine")
+    path = Path(tempfile.mkdtemp()) / "unmask.so"
+    flags = ["-DDYNIN_HOST", "-x", "c++", "-std=c++17", "-O1", "-ffp-contract=off", "-fPIC"]
+    subprocess.run([compiler, *flags, "-shared", "-o", path, SOURCE], check=True, timeout=120)
+    return load(path)
+
+
+def by_cuda(*arguments, width):
+    unmask_cuda(*arguments, width=width, library=host_library())
+
+
+def by_built_cuda(*arguments, width):
+    if not LIBRARY.exists():
+        pytest.skip(f"{LIBRARY.name} was not built here: packaging/kernels/compile.py --install")
+    unmask_cuda(*arguments, width=width)
+
+
+FORMS = [
+    pytest.param(by_cpu, id="cpu"),
+    pytest.param(by_cuda, id="cuda-source-as-c++"),
+    *triton_forms(unmask_triton),
+    gpu_form(by_built_cuda),
+]
 
 
 class Case:
@@ -219,14 +254,14 @@ def test_the_definition_is_the_rules(part):
         assert all(request[i] == -1 for i in range(len(request)) if i not in used)
 
 
-@pytest.mark.parametrize("form", ["cpu", "triton"])
+@pytest.mark.parametrize("form", FORMS)
 def test_every_form_is_the_definition(form):
-    for seed in range(40 if form == "triton" else 300):
+    for seed in range(40 if form is unmask_triton else 300):
         case = Case(seed, dtype=torch.int32 if seed % 2 else torch.int64)
-        assert case.run(FORMS[form]) == case.run(unmask_ref), seed
+        assert case.run(form) == case.run(unmask_ref), seed
 
 
-@pytest.mark.parametrize("form", ["cpu", "triton"])
+@pytest.mark.parametrize("form", FORMS)
 def test_a_whole_image(form):
     """1,024 codes, all masked; noise as MaskGIT adds it."""
     generator = torch.Generator().manual_seed(0)
@@ -251,7 +286,7 @@ def test_a_whole_image(form):
     confidence = torch.rand(1024, generator=generator).double() ** 4
     candidates = Candidates(torch.zeros(1024, dtype=torch.int64), slot, slot, confidence)
     states = []
-    for run in (unmask_ref, FORMS[form]):
+    for run in (unmask_ref, form):
         canvases = Canvases(ids.clone(), state.clone())
         following = NextRows.empty(1, 1024, torch.device("cpu"))
         run(canvases, table, candidates, following, width=1024)
@@ -260,39 +295,37 @@ def test_a_whole_image(form):
     assert states[0] == states[1]
 
 
-def test_without_what_follows():
-    for form in FORMS.values():
-        case = Case(7)
-        canvases = Canvases(case.canvases.ids_SN.clone(), case.canvases.state_SN.clone())
-        form(canvases, case.table, case.candidates, None, width=case.width)
-        assert canvases.ids_SN.tolist() == case.run(unmask_ref)["ids"]
+@pytest.mark.parametrize("form", [unmask_ref, *FORMS])
+def test_without_what_follows(form):
+    case = Case(7)
+    canvases = Canvases(case.canvases.ids_SN.clone(), case.canvases.state_SN.clone())
+    form(canvases, case.table, case.candidates, None, width=case.width)
+    assert canvases.ids_SN.tolist() == case.run(unmask_ref)["ids"]
 
 
-def test_no_rows_at_all():
+@pytest.mark.parametrize("form", FORMS)
+def test_no_rows_at_all(form):
     case = Case(3)
     empty = torch.zeros(0, dtype=torch.int64)
     case.candidates = Candidates(empty, empty, empty, empty.double())
-    for form in FORMS.values():
-        found = case.run(form)
-        assert found["ids"] == case.canvases.ids_SN.tolist()
-        assert found["num_decided_B"] == [0] * len(case.table)
-        assert found == case.run(unmask_ref)
+    found = case.run(form)
+    assert found["ids"] == case.canvases.ids_SN.tolist()
+    assert found["num_decided_B"] == [0] * len(case.table)
+    assert found == case.run(unmask_ref)
 
 
-def test_equal_sums_at_the_bound_do_not_depend_on_the_order():
-    """Ten times 0.1 is not 1 in float64; in whole numbers every order of adding agrees."""
-    case = Case(0)
-    for form in FORMS.values():
-        table = new_table(1)
-        set_row(table, 0, rule=Rule.FRECHET, parameter=0.7, stop=2, mask_id=MASK, num_rows=2)
-        canvases = Canvases(torch.tensor([[MASK, MASK]]), torch.ones(1, 2, dtype=torch.uint8))
-        candidates = Candidates(
-            torch.tensor([0, 0]),
-            torch.tensor([1, 0]),
-            torch.tensor([5, 6]),
-            torch.tensor([0.9, 0.9], dtype=torch.float64),
-        )
-        following = NextRows.empty(1, 2, torch.device("cpu"))
-        form(canvases, table, candidates, following, width=2)
-        assert int(following.num_decided_B) == 1, form  # 0.7 is not above 0.7
-    assert replace(case.candidates).token_R is case.candidates.token_R
+@pytest.mark.parametrize("form", [unmask_ref, *FORMS])
+def test_equal_sums_at_the_bound_do_not_depend_on_the_order(form):
+    """In whole numbers every order of adding agrees: 0.9 + 0.9 - 1 - 0.1 is 0.7, not above it."""
+    table = new_table(1)
+    set_row(table, 0, rule=Rule.FRECHET, parameter=0.7, stop=2, mask_id=MASK, num_rows=2)
+    canvases = Canvases(torch.tensor([[MASK, MASK]]), torch.ones(1, 2, dtype=torch.uint8))
+    candidates = Candidates(
+        torch.tensor([0, 0]),
+        torch.tensor([1, 0]),
+        torch.tensor([5, 6]),
+        torch.tensor([0.9, 0.9], dtype=torch.float64),
+    )
+    following = NextRows.empty(1, 2, torch.device("cpu"))
+    form(canvases, table, candidates, following, width=2)
+    assert int(following.num_decided_B) == 1

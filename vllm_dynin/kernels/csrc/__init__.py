@@ -1,0 +1,1 @@
+"""CUDA C++ of the kernels, and how it is compiled."""
