@@ -156,7 +156,7 @@ def _words(first: int, num_groups: int, key: Any, out: Any) -> None:
         first: group of columns.
         num_groups: of four columns.
         key: uint64 [5].
-        out: uint64 [4, CHUNK // 4], words of a group below each other.
+        out: uint32 [4, CHUNK // 4], words of a group below each other.
     """
     low = np.uint64(0xFFFFFFFF)
     half = np.uint64(32)
@@ -170,37 +170,41 @@ def _words(first: int, num_groups: int, key: Any, out: Any) -> None:
             c0, c1 = (p1 >> half) ^ c1 ^ k0, p1 & low
             c2, c3 = (p0 >> half) ^ c3 ^ k1, p0 & low
             k0, k1 = (k0 + w0) & low, (k1 + w1) & low
-        out[0, i], out[1, i], out[2, i], out[3, i] = c0, c1, c2, c3
+        out[0, i], out[1, i] = np.uint32(c0), np.uint32(c1)
+        out[2, i], out[3, i] = np.uint32(c2), np.uint32(c3)
 
 
 @compiled("contract")
-def _over(scratch: Any, words: Any, size: int, level: float, reverse: bool) -> float:
-    """scratch[3] = weight - level * v, v a lower bound of the noise: below 0 a column cannot win.
+def _over(scratch: Any, words: Any, size: int, level: float, reverse: bool, over: Any) -> float:
+    """Weight - level * v, v a lower bound of the noise: below 0 a column cannot win.
+
+    In float32, so `level` is to be less by a little than where that is decided.
 
     Args:
-        scratch: float64 [4, CHUNK]; scratch[1] has the weights, exp(logit / temperature) but for a
+        scratch: float64 [3, CHUNK]; scratch[1] has the weights, exp(logit / temperature) but for a
             factor.
-        words: uint64 [4, CHUNK // 4].
+        words: uint32 [4, CHUNK // 4].
         size: columns.
         level: weight / noise of the best column so far, less a little.
         reverse: the noise is -ln u, at least 1 - u; else -ln(1 - u), at least u.
+        over: float32 [CHUNK], written.
 
     Returns:
         The largest.
     """
-    weight, over = scratch[1], scratch[3]
-    num_groups = (size + 3) // 4
-    sign, offset = (-(2.0**-32), 1.0 - 2.0**-33) if reverse else (2.0**-32, 2.0**-33)
-    for i in range(num_groups):  # all four at once: LLVM then loads and stores whole vectors
-        a = np.float64(np.int64(words[0, i])) * sign + offset
-        b = np.float64(np.int64(words[1, i])) * sign + offset
-        c = np.float64(np.int64(words[2, i])) * sign + offset
-        d = np.float64(np.int64(words[3, i])) * sign + offset
-        over[4 * i] = weight[4 * i] - level * a
-        over[4 * i + 1] = weight[4 * i + 1] - level * b
-        over[4 * i + 2] = weight[4 * i + 2] - level * c
-        over[4 * i + 3] = weight[4 * i + 3] - level * d
-    most = -1.0
+    weight = scratch[1]
+    flip = np.uint32(0xFFFFFFFF) if reverse else np.uint32(0)
+    least, unit, offset = np.float32(level), np.float32(2.0**-32), np.float32(2.0**-33)
+    for i in range((size + 3) // 4):  # four at once: LLVM then loads and stores whole vectors
+        a = np.float32(words[0, i] ^ flip) * unit + offset
+        b = np.float32(words[1, i] ^ flip) * unit + offset
+        c = np.float32(words[2, i] ^ flip) * unit + offset
+        d = np.float32(words[3, i] ^ flip) * unit + offset
+        over[4 * i] = np.float32(weight[4 * i]) - least * a
+        over[4 * i + 1] = np.float32(weight[4 * i + 1]) - least * b
+        over[4 * i + 2] = np.float32(weight[4 * i + 2]) - least * c
+        over[4 * i + 3] = np.float32(weight[4 * i + 3]) - least * d
+    most = np.float32(-1.0)
     for i in range(size):
         most = max(most, over[i])
     return most
@@ -208,12 +212,12 @@ def _over(scratch: Any, words: Any, size: int, level: float, reverse: bool) -> f
 
 @compiled()
 def _uniform(words: Any, i: int) -> float:
-    return (np.float64(np.int64(words[i & 3, i >> 2])) + 0.5) * 2.0**-32
+    return (np.float64(words[i & 3, i >> 2]) + 0.5) * 2.0**-32
 
 
 @compiled()
 def _draw_gumbel(
-    z: Any, most: int, temperature: float, key: Any, scratch: Any, words: Any
+    z: Any, most: int, temperature: float, key: Any, scratch: Any, words: Any, over: Any
 ) -> tuple[int, float, float]:
     """The column that the definition of Proposal.GUMBEL chooses, or UNDECIDED; and the sums.
 
@@ -222,8 +226,9 @@ def _draw_gumbel(
         most: column of the largest.
         temperature: above 0.
         key: see `_words`.
-        scratch: float64 [4, CHUNK].
-        words: uint64 [4, CHUNK // 4].
+        scratch: float64 [3, CHUNK].
+        words: uint32 [4, CHUNK // 4].
+        over: float32 [CHUNK].
     """
     num_columns, top = len(z), np.float64(z[most])
     size = max(1.0, abs(top), temperature)
@@ -241,11 +246,11 @@ def _draw_gumbel(
         # With a temperature of at most 1 they are upper bounds as they are, and close enough ones.
         if not 0.3 <= temperature <= 1.0:
             _exponentials(z, first, stop, top, 1.0 / temperature, scratch)
-        level = math.exp((best - top - 1e-10 * size) / temperature) * (1.0 - 1e-9)
-        if _over(scratch, words, stop - first, level, True) < 0.0:
+        level = math.exp((best - top - 1e-10 * size) / temperature) * (1.0 - 3e-6)
+        if _over(scratch, words, stop - first, level, True, over) < 0.0:
             continue
         for i in range(stop - first):
-            if scratch[3, i] < 0.0 or first + i == column:
+            if over[i] < 0.0 or first + i == column:
                 continue
             score = z[first + i] - temperature * math.log(-math.log(_uniform(words, i)))
             if score > best:
@@ -260,14 +265,15 @@ def _draw_gumbel(
 
 
 @compiled()
-def _draw_softmax(p: Any, key: Any, scratch: Any, words: Any) -> int:
+def _draw_softmax(p: Any, key: Any, scratch: Any, words: Any, over: Any) -> int:
     """The column that the definition of Proposal.SOFTMAX chooses, or UNDECIDED.
 
     Args:
         p: float32 [K], probabilities.
         key: see `_words`.
-        scratch: float64 [4, CHUNK].
-        words: uint64 [4, CHUNK // 4].
+        scratch: float64 [3, CHUNK].
+        words: uint32 [4, CHUNK // 4].
+        over: float32 [CHUNK].
     """
     num_columns = len(p)
     best, runner_up, column = 0.0, 0.0, UNDECIDED
@@ -276,10 +282,10 @@ def _draw_softmax(p: Any, key: Any, scratch: Any, words: Any) -> int:
         _words(first // 4, (stop - first + 3) // 4, key, words)
         for i in range(stop - first):
             scratch[1, i] = p[first + i]
-        if _over(scratch, words, stop - first, best * (1.0 - 1e-5), False) < 0.0:
+        if _over(scratch, words, stop - first, best * (1.0 - 1e-5), False, over) < 0.0:
             continue
         for i in range(stop - first):
-            if scratch[3, i] < 0.0:
+            if over[i] < 0.0:
                 continue
             score = scratch[1, i] / -math.log1p(-_uniform(words, i))
             if score > best:
@@ -318,7 +324,8 @@ def _rows(
         column: int64 [R], written.
         out: float64 [3, R], written: log-sum-exp, margin, entropy.
     """
-    scratch, words = np.zeros((4, CHUNK)), np.zeros((4, CHUNK // 4), np.uint64)
+    scratch, over = np.zeros((3, CHUNK)), np.zeros(CHUNK, np.float32)
+    words = np.zeros((4, CHUNK // 4), np.uint32)
     num_columns = z.shape[1]
     tops = np.empty((num_columns + CHUNK - 1) // CHUNK, np.int32)
     for row in range(first, stop):
@@ -331,7 +338,7 @@ def _rows(
             continue
         if mode[row] == GUMBEL:
             chosen, total, weighted = _draw_gumbel(
-                z[row], chosen, temperature[row], keys[row], scratch, words
+                z[row], chosen, temperature[row], keys[row], scratch, words, over
             )
         else:
             total, weighted = 0.0, 0.0
@@ -342,7 +349,7 @@ def _rows(
                 total += of_chunk[0]
                 weighted += of_chunk[1]
         if mode[row] == SOFTMAX:
-            chosen = _draw_softmax(p[p_row[row]], keys[row], scratch, words)
+            chosen = _draw_softmax(p[p_row[row]], keys[row], scratch, words, over)
         log_total = math.log(total)
         lse = top + log_total
         column[row] = chosen
