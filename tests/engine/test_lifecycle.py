@@ -8,6 +8,7 @@ from helpers.request_mix import Case, expected_tokens, generate, mixed_cases, ra
 from vllm import SamplingParams
 from vllm.exceptions import VLLMValidationError
 
+from vllm_dynin.report import REPORT
 from vllm_dynin.sampling.params import DenoiseParams
 
 
@@ -32,6 +33,18 @@ def assert_nothing_left(llm, num_free):
     # Workers hear of a finished request with the next step that computes anything: let them.
     llm.generate({"prompt_token_ids": [5]}, SamplingParams(max_tokens=2), use_tqdm=False)
     assert len(state_of(llm).slots) <= 1
+
+
+def test_a_kept_trajectory_is_no_view_of_the_store(llm, reference):
+    """The next request writes its canvas into the same cells."""
+    first, second = slow_case(reference, 2), slow_case(reference, 5)
+    options = DenoiseParams(block_length=1, trajectory=True)
+    params = options.to_sampling_params(max_tokens=16, temperature=0.0, ignore_eos=True)
+    (output,) = llm.generate([first.prompt], [params], use_tqdm=False)
+    llm.generate([case.prompt for case in (second, first, second, first)], params.clone())
+    name = output.kv_transfer_params[REPORT]["trajectory"]
+    _, ids = state_of(llm).trajectories.peek(name)
+    assert ids == list(output.outputs[0].token_ids)
 
 
 def slow_case(reference, number, **standard):

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from vllm_dynin.kernels.choice import Implementation, chosen
 from vllm_dynin.model_executor.head import RestrictedHead
 from vllm_dynin.model_executor.step_logits import StepLogits
 from vllm_dynin.sampling.batched import BatchedStep, Group
@@ -50,7 +51,8 @@ class GroupLogits:
         return self._hidden_TD[torch.cat([rows_R, second_R])]
 
     def _tiles(self, num_rows: int, group: Group) -> Iterator[tuple[int, int]]:
-        if self._hidden_TD.is_cuda:  # one launch, and no memory beside the logits
+        kernel = chosen(self._hidden_TD.device)
+        if kernel in (Implementation.TRITON, Implementation.CUDA):  # no memory beside the logits
             yield 0, num_rows
         else:
             yield from row_tiles(num_rows, group.columns.width)

@@ -132,7 +132,9 @@ class Slot:
         self.row_table = self.row_table[:, self.num_skipped :]
 
     def leave(self) -> None:
-        """Give back what it holds outside of its line in the store."""
+        """Its line in the store is another's from now on; give back what it holds elsewhere."""
+        if self._trajectory is not None:
+            self._trajectory.end()
         if self._kept is not None:
             self._store.kept.free(self._kept)
             self._kept = None

@@ -45,6 +45,11 @@ class DecidedSteps:
         self._steps.masked_fill_(is_new, self.num_steps)
         self._ids = ids
 
+    def end(self) -> None:
+        """Keep a copy of the canvas: its memory is about to be another request's."""
+        if self._ids is not None:
+            self._ids = self._ids.clone()
+
     def steps(self) -> list[int]:
         """The step of each slot, `UNDECIDED` where there was none."""
         return [] if self._steps is None else self._steps.tolist()
