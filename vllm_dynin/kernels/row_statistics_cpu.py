@@ -175,7 +175,7 @@ def _words(first: int, num_groups: int, key: Any, out: Any) -> None:
 
 
 @compiled("contract")
-def _over(scratch: Any, words: Any, size: int, level: float, reverse: bool, over: Any) -> float:
+def _over(scratch: Any, words: Any, size: int, level: float, reverse: bool, over: Any) -> Any:
     """Weight - level * v, v a lower bound of the noise: below 0 a column cannot win.
 
     In float32, so `level` is to be less by a little than where that is decided.

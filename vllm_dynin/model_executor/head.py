@@ -16,6 +16,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import (
     UnquantizedEmbeddingMethod,
 )
 
+from vllm_dynin.kernels.padded_logits import padded_logits
 from vllm_dynin.sampling.columns import Columns
 
 
@@ -41,6 +42,8 @@ class RestrictedHead:
         if not isinstance(self._lm_head.quant_method, UnquantizedEmbeddingMethod):
             return self._quantized(hidden_RD, columns)
         if self._num_ranks == 1:
+            if hidden_RD.is_cuda:
+                return padded_logits(hidden_RD, self._weight, columns.ranges)
             parts = [
                 F.linear(hidden_RD, self._weight[first:stop]) for first, stop in columns.ranges
             ]
