@@ -10,6 +10,7 @@ Stages, batch, GPUs and lengths come from `stages`.
 from __future__ import annotations
 
 import enum
+import math
 from dataclasses import dataclass
 
 import torch
@@ -19,12 +20,16 @@ from vllm_dynin.canvas import Task
 from vllm_dynin.config import LLaDAConfig
 from vllm_dynin.processors.templates import DIRECTIONS
 from vllm_dynin.tokens import Modality
+from vllm_dynin.training_ext.head_loss import MAX_LOGITS
 from vllm_dynin.training_ext.stages import StageConfig, StageTask, stage1, stage2, stage3
 from vllm_dynin.training_ext.stages.recipes import image_tokens
 
 _BF16, _FP32 = 2, 4
 _TEXT_BLOCK = 128  # text of images and speech at most, `max_seq_length` of the release
 _NAMES = {Task.IMAGE_TO_TEXT: "I2T"}  # where the paper's name is not ours in capitals
+# Tensors alive in the backward pass of a block, measured; norms and rotations are float32 in both.
+_BLOCK_HIDDEN = {_FP32: 11.5, _BF16: 15.0}
+_BLOCK_MLP = 6
 _ZERO_BUCKET = 5 * 10**8  # DeepSpeed's default reduce_bucket_size, in elements
 _ZERO3_LIVE = 10**9  # its default stage3_max_live_parameters
 
@@ -184,26 +189,83 @@ def _state(weights: int, gradients: int, moments: int, transient: int) -> dict[s
     }
 
 
-def activation_bytes(config: LLaDAConfig, row: Sequence, num_rows: int | None = None) -> int:
-    """Bytes of activations for one row, whole-layer checkpointing, memory-efficient attention.
+def activation_bytes(
+    config: LLaDAConfig,
+    row: Sequence,
+    num_rows: int | None = None,
+    *,
+    rows: int = 1,
+    itemsize: int = _BF16,
+    max_logits: int = MAX_LOGITS,
+) -> int:
+    """Bytes of a pass over some rows, blocks recomputed, memory-efficient attention.
 
-    The bfloat16 input of every layer, one layer recomputed (eight hidden-size, four MLP-size
-    tensors in bfloat16), and the logits of all targets over the task's columns with their
-    gradient, both float32. No full table of logits is built for image and speech targets.
+    The input of every layer; one layer computed again with its gradients (`_BLOCK_HIDDEN` tensors
+    of the hidden size, `_BLOCK_MLP` of the MLP's, measured); or, where that is more, the logits of
+    a chunk, in float32 beside their own dtype (`head_loss`). The whole loss would keep 15 bytes for
+    each class of each masked position.
 
     Args:
         config: sizes.
-        row: what the row is.
+        row: what each row is.
         num_rows: rows of the tables; None takes `config.vocab_size`.
+        rows: of the pass.
+        itemsize: bytes of a number in forward and backward.
+        max_logits: alive at once.
     """
-    kept = _BF16 * config.n_layers * config.d_model
-    recomputed = _BF16 * (8 * config.d_model + 4 * config.mlp_hidden_size)
+    kept = itemsize * config.n_layers * config.d_model
+    block = itemsize * (
+        _BLOCK_HIDDEN[itemsize] * config.d_model + _BLOCK_MLP * config.mlp_hidden_size
+    )
     columns = {
         "text": num_rows or config.vocab_size,
         "image": config.image_codebook_size,
         "speech": config.speech_codebook_size + 2,  # end of speech and end of sequence
     }[row.columns]
-    return row.length * (kept + recomputed) + 2 * _FP32 * row.num_targets * columns
+    logits = min(max(max_logits, columns), rows * row.num_targets * columns)
+    of_loss = logits * (_FP32 if itemsize == _FP32 else _FP32 + itemsize)
+    return rows * row.length * kept + max(math.ceil(rows * row.length * block), of_loss)
+
+
+def peak_bytes(
+    config: LLaDAConfig,
+    row: Sequence,
+    num_rows: int | None = None,
+    *,
+    rows: int = 1,
+    itemsize: int = _FP32,
+    max_logits: int = MAX_LOGITS,
+) -> int:
+    """The most bytes of a step of one process without shards, in its second step and later.
+
+    Either in a pass, when weights, moments and the head's gradient are there and the others not
+    yet; or in the update, with all gradients and two temporaries of the largest tensor (AdamW one
+    tensor at a time, as on a CPU).
+
+    Args:
+        config: sizes.
+        row: what each row is.
+        num_rows: rows of the tables.
+        rows: of a pass.
+        itemsize: bytes of a number in forward and backward.
+        max_logits: alive at once.
+    """
+    counts = num_parameters(config, num_rows)
+    given = {"rows": rows, "itemsize": itemsize, "max_logits": max_logits}
+    in_a_pass = _FP32 * counts["head"] + activation_bytes(config, row, num_rows, **given)
+    in_update = _FP32 * counts["total"] + 2 * _FP32 * counts["head"]
+    return 3 * _FP32 * counts["total"] + max(in_a_pass, in_update)
+
+
+def disk_bytes(config: LLaDAConfig, num_rows: int | None = None, *, keep: int = 2) -> int:
+    """Bytes on disk of a run's checkpoints: float32 weights and two moments each.
+
+    Args:
+        config: sizes.
+        num_rows: rows of the tables.
+        keep: checkpoints that stay; one more is being written before the oldest goes.
+    """
+    return (keep + 1) * 3 * _FP32 * num_parameters(config, num_rows)["total"]
 
 
 def report(
@@ -211,7 +273,7 @@ def report(
     *,
     num_rows: int | None = None,
     num_gpus: int | None = None,
-    rows_per_gpu: int = 1,
+    rows_per_gpu: int | None = None,
     stages: tuple[StageConfig, ...] | None = None,
 ) -> str:
     """Parameters, memory and tokens of every stage under every sharding, as text.
@@ -220,13 +282,14 @@ def report(
         config: sizes.
         num_rows: rows of the tables; None takes `config.vocab_size`.
         num_gpus: None takes each stage's own.
-        rows_per_gpu: rows of a forward pass on one GPU; the longest kind is assumed.
+        rows_per_gpu: rows of a pass on one GPU; None is what the stage's batch and micro-batches
+            make of them. The kind that takes most is assumed for all of them.
         stages: None for the paper's.
 
     Raises:
         ValueError: a number is not positive.
     """
-    if rows_per_gpu < 1:
+    if rows_per_gpu is not None and rows_per_gpu < 1:
         raise ValueError(f"rows_per_gpu={rows_per_gpu}; at least one row is needed")
     counts = num_parameters(config, num_rows)
     lines = [f"{name:10} {count:>14,} parameters" for name, count in counts.items()]
@@ -234,14 +297,21 @@ def report(
         gpus = stage.num_gpus if num_gpus is None else num_gpus
         if gpus < 1:
             raise ValueError(f"num_gpus={gpus}; at least one is needed")
-        largest = max(activation_bytes(config, row, num_rows) for row in sequences(stage))
-        active = rows_per_gpu * largest
+        own = math.ceil(stage.global_batch / gpus / stage.train.num_micro_batches)
+        rows = own if rows_per_gpu is None else rows_per_gpu
+        active = max(
+            activation_bytes(config, row, num_rows, rows=rows, max_logits=stage.train.max_logits)
+            for row in sequences(stage)
+        )
+        disk = disk_bytes(config, num_rows)
         lines += [
             "",
             f"{stage.name}: {gpus} GPUs, {stage.global_batch} sequences a step "
             f"({stage.global_batch / gpus:g} a GPU), {tokens_per_step(stage):,.0f} tokens a step "
             f"({tokens_per_step(stage) / gpus:,.0f} a GPU)",
             "  " + ", ".join(f"{row.task} {row.length}" for row in sequences(stage)),
+            f"  {rows} rows in a pass on a GPU; {disk / 3e9:.0f} GB a checkpoint, "
+            f"{disk / 1e9:.0f} GB while the third is written",
         ]
         if stage.global_batch % gpus:
             lines.append(f"  note: {stage.global_batch} does not divide over {gpus} GPUs")

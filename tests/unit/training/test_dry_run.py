@@ -2,12 +2,17 @@
 
 import pytest
 import torch
+from helpers.tensor_peak import TensorPeak
 
 from vllm_dynin.config import DyninOmniConfig, MMadaConfig
 from vllm_dynin.entrypoints import cli
 from vllm_dynin.reference.backbone import LLaDA
 from vllm_dynin.training_ext import dry_run
+from vllm_dynin.training_ext.collate import Batch
+from vllm_dynin.training_ext.directions import objectives
 from vllm_dynin.training_ext.dry_run import Sequence, Sharding
+from vllm_dynin.training_ext.trainer import TrainConfig, Trainer
+from vllm_dynin.training_ext.trainer.feed import FunctionFeed
 
 N = 8_116_244_480
 
@@ -77,10 +82,80 @@ def test_lengths_of_the_paper():
 
 def test_activations_by_hand():
     config = DyninOmniConfig()
-    per_token = 2 * (32 * 4096 + 8 * 4096 + 4 * 12_288)
-    for columns, width in (("text", 138_752), ("image", 8192), ("speech", 4098)):
-        row = Sequence(task="x", length=100, num_targets=10, columns=columns)
-        assert dry_run.activation_bytes(config, row) == 100 * per_token + 8 * 10 * width
+    kept, block = 2 * 32 * 4096, 2 * (15 * 4096 + 6 * 12_288)
+    row = Sequence(task="x", length=100, num_targets=10, columns="image")
+    assert dry_run.activation_bytes(config, row) == 100 * (kept + block)
+    assert dry_run.activation_bytes(config, row, rows=3) == 300 * (kept + block)
+    # Where the loss is more: never more than the stated logits, in float32 and bfloat16.
+    row = Sequence(task="x", length=100, num_targets=90, columns="text")
+    found = dry_run.activation_bytes(config, row, max_logits=20 * 138_752)
+    assert found == 100 * kept + max(100 * block, 20 * 138_752 * 6)
+    few = Sequence(task="x", length=10, num_targets=9, columns="text")
+    assert dry_run.activation_bytes(config, few) == 10 * kept + 9 * 138_752 * 6
+
+
+@pytest.mark.parametrize(
+    ("width", "layers", "mlp", "length", "max_logits"),
+    [
+        (64, 2, 192, 2048, 2**16),  # a block's backward pass
+        (64, 6, 384, 2048, 2**16),
+        (64, 2, 192, 1024, 2**21),  # the chunks of the loss count as well
+        (128, 4, 384, 256, 2**16),  # the update
+    ],
+)
+def test_within_a_tenth_of_a_measured_run(width, layers, mlp, length, max_logits):
+    """Two steps of training, every tensor counted."""
+    config = wide(width, layers, mlp)
+    found = measured(config, length, max_logits=max_logits)
+    row = Sequence(task="x", length=length, num_targets=length, columns="text")
+    assert found == pytest.approx(dry_run.peak_bytes(config, row, max_logits=max_logits), rel=0.1)
+
+
+@pytest.mark.parametrize("mlp", [192, 384])
+def test_frozen_in_bfloat16_within_a_tenth(mlp):
+    """Adapters: two bytes a weight, and the pass."""
+    config, length = wide(64, 2, mlp), 2048
+    options = {"precision": "bf16", "lora_rank": 1, "lora_targets": ("q_proj",), "num_steps": 1}
+    found = measured(config, length, max_logits=2**16, **options)
+    row = Sequence(task="x", length=length, num_targets=length, columns="text")
+    activations = dry_run.activation_bytes(config, row, max_logits=2**16)
+    weights = 2 * dry_run.num_parameters(config)["total"]
+    assert found == pytest.approx(weights + activations, rel=0.1)
+
+
+def wide(width, layers, mlp):
+    return DyninOmniConfig(
+        d_model=width,
+        n_heads=4,
+        n_layers=layers,
+        mlp_hidden_size=mlp,
+        codebook_size=16,
+        speech_codebook_size=16,
+        text_vocab_size=1500,
+    )
+
+
+def measured(config, length, **options):
+    """Most bytes of two steps of one packed row."""
+    torch.set_num_threads(1)
+
+    def batch(step):
+        ids = torch.randint(5, 1000, (1, length), generator=torch.Generator().manual_seed(step))
+        return Batch(ids_BT=ids, is_target_BT=torch.ones_like(ids, dtype=torch.bool), labels_BT=ids)
+
+    shared = {"num_steps": 2, "num_warmup_steps": 0, "is_packed": True}
+    given = TrainConfig(**{**shared, "is_activation_checkpointed": True, **options})
+    with TensorPeak() as peak:
+        model = LLaDA(config)
+        list(Trainer(model, FunctionFeed(batch), objectives(), given).steps())
+    return peak.most
+
+
+def test_the_real_rows_of_a_gpu_and_the_disk():
+    """16 rows a GPU where one was assumed, and 97 GB a checkpoint, three while one is written."""
+    text = dry_run.report(DyninOmniConfig(), num_gpus=8, stages=(dry_run.paper_stages()[1],))
+    assert "16 rows in a pass on a GPU; 97 GB a checkpoint, 292 GB while" in text
+    assert dry_run.disk_bytes(DyninOmniConfig()) == 3 * 12 * N
 
 
 def test_refusals():

@@ -19,8 +19,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--rows-per-gpu",
         type=int,
-        default=1,
-        help="rows of one forward pass on a GPU (default: %(default)s)",
+        help="rows of one pass on a GPU (default: the stage's batch over GPUs and micro-batches)",
     )
     return parser
 

@@ -30,6 +30,7 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
         lr=config.learning_rate,
         betas=config.betas,
         eps=config.eps,
+        fused=all(p.is_cuda for p in trained),  # no temporaries of the size of all weights
     )
 
 
