@@ -51,7 +51,7 @@ class TinyLong(SmallText):
 
 
 def tiny_long(*, seed: int = 0, num_steps: int = 2800) -> TinyLong:
-    """The recipe of the shipped checkpoint."""
+    """The recipe."""
     return TinyLong(
         train=TrainConfig(
             num_steps=num_steps,
