@@ -84,7 +84,7 @@ def table():
             rows,
             row,
             **{
-                name: float(v) if name.endswith(("scale", "ture")) else int(v)
+                name: float(v) if name.endswith(("scale", "temperature")) else int(v)
                 for name, v in values.items()
             },
         )

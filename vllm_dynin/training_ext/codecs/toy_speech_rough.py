@@ -72,6 +72,7 @@ def _stored(samples: Samples, rate: int, rng: random.Random) -> Samples:
     A good resampler leaves nothing above the old band; a simple one leaves images, and rounding
     leaves noise. The classifier sees each band at one scale, so all three look like something.
     """
+    wide: NDArray[np.floating]
     if rate == SAMPLE_RATE or rng.random() < 0.85:
         wide = _at(samples, rate, SAMPLE_RATE)
     else:
@@ -86,7 +87,7 @@ def _stored(samples: Samples, rate: int, rng: random.Random) -> Samples:
 def _microphone(samples: Samples, rng: random.Random) -> Samples:
     """Quieter, or too loud; with hiss or hum."""
     noise = np.random.default_rng(rng.getrandbits(32))
-    rough = samples
+    rough: NDArray[np.floating] = samples
     if (drawn := rng.random()) < 0.3:
         rough = rough * np.float32(10 ** (rng.uniform(-30, 0) / 20))
     elif drawn < 0.5:
