@@ -232,9 +232,9 @@ def test_long_recordings_are_cut_and_timed(api, local):
 
 
 def test_streamed_transcription_comes_in_pieces(api, local):
-    body = {"max_completion_tokens": 64}
-    events = list(transcribe(api, stream=True, extra_body=body))
-    wanted = written_by_the_engine(local, max_tokens=64)
+    body, sound = {"max_completion_tokens": 64}, recording(seconds=2.0)
+    events = list(transcribe(api, sound, stream=True, extra_body=body))
+    wanted = written_by_the_engine(local, sound, max_tokens=64)
     assert "".join(event.delta for event in events[:-1]) == wanted.text.strip()
     assert len(events) > 2 or len(wanted.token_ids) <= 16
 
