@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -50,6 +52,19 @@ def padded(frames: Sequence[Image.Image], width: int, height: int) -> list[Image
     return result
 
 
+@contextmanager
+def same_scheduling() -> Iterator[None]:
+    """Undo what SVT-AV1 does to the thread that opens it: with root's rights, it becomes real-time.
+
+    And so does everything that is started from there; on a small machine nothing else runs then.
+    """
+    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, policy, parameters)
+
+
 def encoded(
     frames: Sequence[Image.Image],
     container: str = "mp4",
@@ -77,6 +92,7 @@ def encoded(
     """
     rate = Fraction(rate).limit_denominator(1001)
     with (  # a file with a name, because some containers are opened again to be put together
+        same_scheduling(),
         tempfile.NamedTemporaryFile() as target,
         av.open(target.name, "w", format=container, options=muxer or {}) as file,
     ):
