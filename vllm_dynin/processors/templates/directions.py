@@ -124,7 +124,7 @@ def check_media(head_ids: Sequence[int], task: Task, vocabulary: Vocabulary) -> 
     v, direction = vocabulary, DIRECTIONS[task]
     if v.mask in head_ids:
         raise ValueError(
-            f"the prompt has the control token {spelled([v.mask], v)} at index "
+            f"the prompt has the control token {spelled([v.mask], v)} (id {v.mask}) at index "
             f"{list(head_ids).index(v.mask)}, which stands for what is to be generated; take it "
             "out of the text (infilling has requests and options of its own)"
         )
