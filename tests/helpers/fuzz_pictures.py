@@ -29,7 +29,7 @@ from pathlib import Path
 import httpx
 
 from helpers.fuzz_media import mutate
-from helpers.fuzz_server import MAX_GROWTH, fault, resident, served
+from helpers.fuzz_server import ALONE, MAX_GROWTH, fault, resident, served
 from vllm_dynin.processors.codecs.image_io import open_image, open_mask
 from vllm_dynin.processors.codecs.limits import DEFAULT_LIMITS, MediaError
 
@@ -157,7 +157,7 @@ def guard(files: int, run: Run) -> str:
 def server(files: int, run: Run, folder: Path) -> str:
     """The mutants over HTTP; a summary of the server's memory."""
     with served(folder) as started:
-        http = httpx.Client(base_url=started.url, timeout=600)
+        http = httpx.Client(base_url=started.url, timeout=600, headers=ALONE)
         before = memory = 0
 
         def one(number: int) -> None:

@@ -24,7 +24,7 @@ import httpx
 
 from helpers import peaks
 from helpers.audio_mutations import mutant
-from helpers.fuzz_server import MAX_GROWTH, fault, resident, served
+from helpers.fuzz_server import ALONE, MAX_GROWTH, fault, resident, served
 from helpers.sound_variety import GOOD, WORDS, wav
 from vllm_dynin.processors.codecs.limits import DEFAULT_LIMITS
 
@@ -62,7 +62,7 @@ def main() -> int:
     failures: list[str] = []
     started = time.monotonic()
     with served(folder, **peaks.variables(written)) as server:
-        http = httpx.Client(base_url=server.url, timeout=600)
+        http = httpx.Client(base_url=server.url, timeout=600, headers=ALONE)
         before = 0
 
         def one(number: int) -> None:

@@ -30,7 +30,7 @@ from pathlib import Path
 import httpx
 
 from helpers.fuzz_media import mutate
-from helpers.fuzz_server import MAX_GROWTH, fault, processes, read, resident, served
+from helpers.fuzz_server import ALONE, MAX_GROWTH, fault, processes, read, resident, served
 from helpers.server import Server
 from helpers.video_files import still
 from helpers.video_variety import FILMS, MOVING, file_of
@@ -163,7 +163,7 @@ def server(files: int, run: Run) -> str:
     """The mutants over HTTP; a summary of memory."""
     held: list[int] = []
     with served(run.kept) as started:
-        watch, http = Watch(started), httpx.Client(base_url=started.url, timeout=600)
+        watch, http = Watch(started), httpx.Client(base_url=started.url, timeout=600, headers=ALONE)
         watch.start()
 
         def one(number: int) -> None:
