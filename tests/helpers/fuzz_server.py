@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 DYNIN_TINY = Path(vllm_dynin.__file__).parent / "assets" / "dynin-tiny"
 ALONE = {"Connection": "close"}
-"""Headers of the clients: the server closes a connection that was idle for seconds, at times while a
+"""Headers of the clients: a server closes a connection that was idle for seconds, at times while a
 request is on its way to it."""
 MAX_GROWTH = 64 * 2**20
 """Bytes that a process may grow by, once its caches are filled."""
