@@ -56,7 +56,7 @@ def test_task_is_inferred(head, task) -> None:
         (lambda: build((7, -1)), "id -1 at index 1"),
         (
             lambda: build((7, 126336)),
-            r"control token <\|mdm_mask\|> at index 1, which stands",
+            r"control token <\|mdm_mask\|> \(id \d+\) at index 1, which stands",
         ),
         (lambda: build((7,), 0), "0 slots to generate"),
         (lambda: build((7,), [5, 6]), "no target"),
