@@ -8,7 +8,9 @@ import triton.language as tl
 
 @triton.jit
 def words(c0, seed, slot, step, place):  # type: ignore[no-untyped-def]
-    """Philox4x32-10 of uint64 counters below 2**32."""
+    """Philox4x32-10 of uint64 counters below 2**32; the products of such words are whole."""
+    # `tl.philox` would be shorter, but Triton's own functions are not interpreted where it was
+    # imported before TRITON_INTERPRET was set.
     zero = c0 * 0
     c1 = zero + (slot & 0xFFFFFFFF).to(tl.uint64)
     c2 = zero + (step & 0xFFFFFFFF).to(tl.uint64)

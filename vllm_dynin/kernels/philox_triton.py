@@ -7,6 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from vllm_dynin.kernels.philox_device import words
+
 BLOCK_GROUPS = 256
 
 
@@ -28,30 +30,14 @@ def philox_kernel(  # type: ignore[no-untyped-def]
     """One program: four columns of each of BLOCK groups of one row."""
     row = tl.program_id(0)
     group = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    # Words as 64-bit numbers below 2**32: their products are whole. (`tl.philox` would be shorter,
-    # but Triton's own functions are not interpreted where it was imported before TRITON_INTERPRET
-    # was set.)
-    c0 = group.to(tl.uint64)
-    zero = c0 * 0
-    c1 = zero + tl.load(slots_ptr + row).to(tl.uint64)
-    c2 = zero + step.to(tl.uint64)
-    c3 = zero + place.to(tl.uint64)
-    k0 = zero + seed_low.to(tl.uint64)
-    k1 = zero + seed_high.to(tl.uint64)
-    for _ in tl.static_range(10):
-        p0 = c0 * 0xD2511F53
-        p1 = c2 * 0xCD9E8D57
-        c0 = (p1 >> 32) ^ c1 ^ k0
-        c1 = p1 & 0xFFFFFFFF
-        c2 = (p0 >> 32) ^ c3 ^ k1
-        c3 = p0 & 0xFFFFFFFF
-        k0 = (k0 + 0x9E3779B9) & 0xFFFFFFFF
-        k1 = (k1 + 0xBB67AE85) & 0xFFFFFFFF
-    words = (c0, c1, c2, c3)
+    seed = seed_low.to(tl.uint64) | (seed_high.to(tl.uint64) << 32)
+    slot = tl.load(slots_ptr + row).to(tl.uint64)
+    # A small number comes as int32, which has no place for the mask of 32 bits.
+    drawn = words(group.to(tl.uint64), seed, slot, step.to(tl.uint64), place.to(tl.uint64))
     base = out_ptr + row.to(tl.int64) * num_columns
     for word in tl.static_range(4):
         column = group * 4 + word
-        value = (words[word].to(tl.float64) + 0.5) * 2.3283064365386962890625e-10
+        value = (drawn[word].to(tl.float64) + 0.5) * 2.3283064365386962890625e-10
         is_inside = (group < num_groups) & (column < num_columns)
         tl.store(base + column, value.to(out_ptr.dtype.element_ty), mask=is_inside)
 

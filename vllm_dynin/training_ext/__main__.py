@@ -53,7 +53,8 @@ def _add_tiny_text(recipes: Any) -> argparse.ArgumentParser:
 
 def _add_tiny_long(recipes: Any) -> argparse.ArgumentParser:
     command: argparse.ArgumentParser = recipes.add_parser(
-        "tiny-long", help="answers of 32 to 96 tokens that depend on each other; minutes on a core"
+        "tiny-long",
+        help="answers of 32 to 61 tokens that depend on each other; no settled recipe yet",
     )
     command.add_argument("--steps", type=int, default=long.tiny_long().train.num_steps)
     command.add_argument(

@@ -10,7 +10,7 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are imported
 
-from helpers.kernel_forms import HAS_GPU, on_gpu, triton_forms
+from helpers.kernel_forms import triton_forms
 
 from vllm_dynin.canvas import GuidanceForm
 from vllm_dynin.kernels import row_statistics_cpu as row_statistics_cpu_module
@@ -42,14 +42,7 @@ def merged(row_partials, merge_partials):
 
 PARTS = [
     merged(row_partials_ref, merge_partials_ref),
-    pytest.param(
-        merged(row_partials_triton, merge_partials_triton),
-        marks=pytest.mark.skipif(HAS_GPU, reason="Triton compiles for the GPU in this process"),
-    ),
-    pytest.param(
-        merged(on_gpu(row_partials_triton), on_gpu(merge_partials_triton)),
-        marks=[pytest.mark.gpu, pytest.mark.skipif(not HAS_GPU, reason="no CUDA device here")],
-    ),
+    *triton_forms(merged(row_partials_triton, merge_partials_triton)),
 ]
 SIZES = [(1, 1), (7, 63), (33, 4098), (7, 8193), (1, 126_349)]
 REQUESTS = [

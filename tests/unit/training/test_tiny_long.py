@@ -19,6 +19,7 @@ from vllm_dynin.training_ext.tiny_long.tasks import (
     WORDS,
     held_out,
     is_held_out,
+    num_tokens_of,
     number_words,
     question,
     tokenizer_texts,
@@ -70,17 +71,16 @@ def tokenizer():
 
 
 def test_answers_are_right_and_long(tokenizer):
-    questions = list(held_out(seed=3, per_task=30))
-    assert [asked.task for asked in questions] == [task for task in TASKS for _ in range(30)]
-    assert questions == list(held_out(seed=3, per_task=30))
-    assert questions != list(held_out(seed=4, per_task=30))
+    questions = list(held_out(seed=3, per_task=200))
+    assert [asked.task for asked in questions] == [task for task in TASKS for _ in range(200)]
+    assert questions == list(held_out(seed=3, per_task=200))
+    assert questions != list(held_out(seed=4, per_task=200))
     for asked in questions:
         assert solve(asked) == asked.answer, asked
         tokens = tokenizer.encode(asked.answer)
-        assert 32 <= len(tokens) <= 95, asked  # and EOS
+        assert 32 <= len(tokens) <= 61, asked
         assert tokenizer.decode(tokens) == asked.answer
-        pieces = asked.answer.replace(",", " ,").split()
-        assert len(tokens) == len(pieces), asked  # a word, a digit, a comma: one token each
+        assert len(tokens) == num_tokens_of(asked.answer), asked
     for word in (*WORDS, *NUMBERS, *"0123456789"):
         assert len(tokenizer.encode(f" {word}")) == len(word.split())
 
