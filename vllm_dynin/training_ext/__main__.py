@@ -54,7 +54,7 @@ def _add_tiny_text(recipes: Any) -> argparse.ArgumentParser:
 def _add_tiny_long(recipes: Any) -> argparse.ArgumentParser:
     command: argparse.ArgumentParser = recipes.add_parser(
         "tiny-long",
-        help="answers of 32 to 61 tokens that depend on each other; no settled recipe yet",
+        help="answers of 32 to 62 tokens that depend on each other; no settled recipe yet",
     )
     command.add_argument("--steps", type=int, default=long.tiny_long().train.num_steps)
     command.add_argument(
